@@ -27,6 +27,7 @@ class Reducer(nn.Module):
         needs: fields of :class:`Hints` that forward reads.
         proportional: add log(size) to later attention logits, until the step closes.
         pairwise: cost grows with N x N; the plan refuses it unwindowed over 4,096 tokens.
+        needs_grid: the tokens must tile a grid.
         out_dim: channels of the new tokens.
     """
 
@@ -34,6 +35,7 @@ class Reducer(nn.Module):
     needs: frozenset[str] = frozenset()
     proportional: bool = False
     pairwise: bool = False
+    needs_grid: bool = False
 
     def __init__(self, dim: int, num_heads: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -63,6 +65,10 @@ class Reducer(nn.Module):
         Returns:
             M = ``num_out(N)`` tokens, and the N -> M map (None is allowed where ``want_map`` is False).
         """
+
+    def num_out_at(self, n: int, n_start: int, grid: tuple[int, int] | None) -> int:
+        """:meth:`num_out` for tokens that tile ``grid``; only a reducer whose count depends on the grid overrides it."""
+        return self.num_out(n, n_start)
 
     def check(self, n: int, n_start: int) -> None:
         """Raise ValueError, with the remedy, where the settings do not fit ``n`` tokens (called when built)."""

@@ -38,6 +38,7 @@ class Tokens(NamedTuple):
         grid: (H, W) while the tokens tile a grid in row-major order, else None.
         keep: (B, N, 1) soft pruning while training; carries the gradient and multiplies the softmax numerator.
         carry: (B, N, E) per-token state of a method; travels through every map.
+        padded: whether tokens of size 0 may be present; plain Python, kept by the loop.
     """
 
     x: Tensor
@@ -46,6 +47,26 @@ class Tokens(NamedTuple):
     grid: tuple[int, int] | None = None
     keep: Tensor | None = None
     carry: Tensor | None = None
+    padded: bool = False
+
+
+def as_map(x: Tensor, skip: Tokens, grid: tuple[int, int] | None) -> Tokens:
+    """Tokens of a recovered map.
+
+    Args:
+        x: (B, H * W, C), or (B, N, C) where ``grid`` is None.
+        skip: the N tokens before the reduction.
+        grid: (H, W) of ``x``; sizes and centres are pooled where it is coarser than ``skip.grid``.
+
+    Returns:
+        ``x`` with the sizes and centres that belong to it.
+    """
+    if grid == skip.grid or grid is None or skip.grid is None:
+        return skip._replace(x=x)
+    cells = torch.cat([skip.size, skip.pos], -1).transpose(1, 2).unflatten(2, skip.grid)
+    pooled = F.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
+    ratio = skip.grid[0] * skip.grid[1] / (grid[0] * grid[1])
+    return Tokens(x, pooled[..., :1] * ratio, pooled[..., 1:], grid, padded=skip.padded)
 
 
 class Hints(NamedTuple):

@@ -1,0 +1,7 @@
+"""Backbones: one ViT, one Swin, and thin named presets; registered in ``MODELS``."""
+
+from tokensparse.backbones.sparse_swin import SparseSwin
+from tokensparse.backbones.swin import SwinTransformer
+from tokensparse.backbones.vit import VisionTransformer
+
+__all__ = ["SparseSwin", "SwinTransformer", "VisionTransformer"]

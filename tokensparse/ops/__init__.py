@@ -1,0 +1,1 @@
+"""Pure tensor functions: attention, windows, matching, neighbours, resizing of learned maps."""

@@ -1,0 +1,152 @@
+"""One attention function in three forms, tested equal: eager, fused (SDPA), compiled.
+
+Shapes: B batch, W windows (1 for attention over a set), h heads, n queries, m keys, D head dim.
+"""
+
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Form = Literal["eager", "sdpa", "compiled"]
+
+#: Added to logits of keys that must not be seen. Finite, so that a row without any visible key stays finite, and
+#: small enough for half precision.
+HIDDEN = -1.0e4
+
+
+class FormChoice(NamedTuple):
+    """One row of the table below.
+
+    Attributes:
+        device: torch device type.
+        half: bf16 or fp16 (autocast included).
+        training: gradients are recorded.
+        learned_bias: a bias that needs a gradient is added to the logits.
+    """
+
+    device: str
+    half: bool
+    training: bool
+    learned_bias: bool
+
+
+#: Which form is fastest; measured by ``tools/measure_attention_forms.py`` (docs/attention_forms.json holds device and
+#: figures). What is not listed uses SDPA. ``forward`` never measures.
+FASTEST: dict[FormChoice, Form] = {
+    FormChoice("cpu", False, True, True): "eager",
+    FormChoice("cpu", True, True, True): "eager",
+    FormChoice("cuda", False, True, True): "eager",
+    FormChoice("cuda", True, True, True): "eager",
+}
+
+
+def choose_form(q: Tensor, bias: Tensor | None) -> Form:
+    """The fastest measured form for these inputs."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    training = torch.is_grad_enabled() and q.requires_grad
+    learned = training and bias is not None and bias.requires_grad
+    return FASTEST.get(FormChoice(q.device.type, half, training, learned), "sdpa")
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    form: Form | Literal["auto"] = "auto",
+    keep: Tensor | None = None,
+    want_attn: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention, scaled by D^-0.5.
+
+    Args:
+        q: (B, W, h, n, D).
+        k: (B, W, h, m, D).
+        v: (B, W, h, m, D).
+        bias: added to the scaled logits; broadcasts to (B, W, h, n, m), never expanded over the batch.
+        form: which implementation; ``auto`` asks the table of measurements.
+        keep: (B, W, 1, 1, m) in 0..1, multiplies the softmax numerator (soft pruning, DynamicViT
+            arXiv:2106.02034, Sec. 3.3); a token always sees itself.
+        want_attn: also return the attention; takes the eager form.
+
+    Returns:
+        (B, W, h, n, D), and the attention (B, W, h, n, m) or None.
+    """
+    if keep is not None or want_attn:
+        return _eager(q, k, v, bias, keep)
+    if form == "auto":
+        form = choose_form(q, bias)
+    if form == "sdpa":
+        return _sdpa(q, k, v, bias), None
+    if form == "compiled" and not torch.compiler.is_compiling():
+        return _compiled()(q, k, v, bias), None
+    return _eager_out(q, k, v, bias), None
+
+
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    attn = logits.softmax(-1) if keep is None else kept_softmax(logits, keep)
+    return attn.to(v.dtype) @ v, attn
+
+
+def _eager_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return _eager(q, k, v, bias)[0]
+
+
+@cache
+def _compiled():  # type: ignore[no-untyped-def]  # torch.compile is untyped
+    return torch.compile(_eager_out, dynamic=False)
+
+
+def kept_softmax(logits: Tensor, keep: Tensor, eps: float = 1e-6) -> Tensor:
+    """Softmax whose numerator is multiplied by ``keep``; the diagonal always counts (DynamicViT, Eq. 10-11).
+
+    Args:
+        logits: (..., n, m).
+        keep: broadcasts to (..., 1, m).
+        eps: added to the denominator, and a share of it to every numerator.
+
+    Returns:
+        (..., n, m), rows sum to 1.
+    """
+    n, m = logits.shape[-2:]
+    keep = keep.float()
+    if n == m:
+        eye = torch.eye(n, device=logits.device, dtype=keep.dtype)
+        keep = keep + (1.0 - keep) * eye
+    top = logits.float().amax(-1, keepdim=True).detach()
+    weight = (logits.float() - top).exp() * keep
+    return ((weight + eps / m) / (weight.sum(-1, keepdim=True) + eps)).to(logits.dtype)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Fold windows so that the bias is one broadcast tensor, whatever the batch."""
+    batch, windows = q.shape[:2]
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if bias.shape[0] > 1 or bias.shape[1] > 1:
+            return _sdpa_folded(q, k, v, bias)
+        bias = bias[0]
+    out = F.scaled_dot_product_attention(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias
+    )
+    return out.unflatten(0, (batch, windows))
+
+
+def _sdpa_folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    windows, heads = q.shape[1:3]
+    if windows > 1 and heads > 1 and (bias.shape[1] == 1 or bias.shape[2] == 1):
+        bias = bias.expand(-1, windows, heads, -1, -1)
+    mask = bias.flatten(1, 2)
+    out = F.scaled_dot_product_attention(
+        q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=mask
+    )
+    return out.unflatten(1, (windows, heads))
