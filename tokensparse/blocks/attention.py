@@ -28,6 +28,7 @@ class AttentionInputs(NamedTuple):
         keep: (B, N, 1) multiplies the softmax numerator, or None.
         layout: the windows, for attention in windows.
         mask: (W, n or 1, n) shift and padding mask of the layout, or None.
+        hide_outside: places outside the map are hidden (the mask hides them, too).
         num_prefix: P.
         needs: fields of Hints that are wanted.
         want_attn: the trace wants the attention itself.
@@ -37,6 +38,7 @@ class AttentionInputs(NamedTuple):
     keep: Tensor | None = None
     layout: WindowLayout | None = None
     mask: Tensor | None = None
+    hide_outside: bool = False
     num_prefix: int = 0
     needs: frozenset[str] = frozenset()
     want_attn: bool = False
@@ -150,6 +152,8 @@ class SetAttention(nn.Module):
 def received(attn: Tensor, key_bias: Tensor | None) -> Tensor:
     """Mean attention each key receives, over heads and over the queries that are no padding.
 
+    In windows the sum is divided by the places of a window, so that a neighbour behind the shift mask changes nothing.
+
     Args:
         attn: (B, W, h, n, n).
         key_bias: (B, W * n) or None; half of HIDDEN and less marks padding.
@@ -157,11 +161,13 @@ def received(attn: Tensor, key_bias: Tensor | None) -> Tensor:
     Returns:
         (B, W, n).
     """
+    windows, n = attn.shape[1], attn.shape[-1]
     attn = attn.mean(2)
     if key_bias is None:
         return attn.mean(2)
-    real = (key_bias > HIDDEN / 2).to(attn.dtype).view(attn.shape[0], attn.shape[1], -1, 1)
-    return (attn * real).sum(2) / real.sum(2).clamp(min=1.0)
+    real = (key_bias > HIDDEN / 2).to(attn.dtype).view(attn.shape[0], windows, n, 1)
+    total = (attn * real).sum(2)
+    return total / (n if windows > 1 else real.sum(2).clamp(min=1.0))
 
 
 class WindowAttention(nn.Module):
@@ -217,7 +223,8 @@ class WindowAttention(nn.Module):
         bias = self.logit_bias(given.mask, layout)
         key_bias = None
         if given.key_bias is not None:
-            key_bias = partition(given.key_bias.unsqueeze(-1), layout)[..., 0]
+            fill = HIDDEN if given.hide_outside else 0.0
+            key_bias = partition(given.key_bias.unsqueeze(-1), layout, fill)[..., 0]
             row = key_bias[:, :, None, None].to(q.dtype)
             bias = row if bias is None else bias + row
         keep = None

@@ -110,7 +110,7 @@ def shift_mask(layout: WindowLayout, device: torch.device) -> Tensor:
         place = torch.arange(side, device=device)
         band = (place >= side - layout.window).float() + (place >= side - shift).float()
         region = region + (3.0**axis) * (band[:, None] if axis == 0 else band)
-    whole = WindowLayout(layout.padded, layout.window, layout.shift)
+    whole = WindowLayout(layout.padded, layout.window)
     region = partition(region.view(1, -1, 1), whole)[0, :, :, 0]
     apart = region.unsqueeze(1) != region.unsqueeze(2)
     return apart.float() * SHIFT_HIDDEN

@@ -4,7 +4,7 @@
 modules, ``run`` is the loop.
 """
 
-from tokensparse.plan.build import BlockSpec, Plan, StageSpec, Step
+from tokensparse.plan.build import BlockSpec, Plan, StageSpec, Step, build_part
 from tokensparse.plan.run import Flow, Windows, close_all, run_stage, stage_windows
 from tokensparse.plan.syntax import PlanConfig, PlanError, closest, refuse_unknown
 
@@ -17,6 +17,7 @@ __all__ = [
     "StageSpec",
     "Step",
     "Windows",
+    "build_part",
     "close_all",
     "closest",
     "refuse_unknown",

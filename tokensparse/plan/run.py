@@ -70,10 +70,12 @@ class Windows(NamedTuple):
     Attributes:
         plain: layout and mask of unshifted blocks.
         shifted: layout and mask of shifted blocks.
+        hide_outside: padding is hidden from attention.
     """
 
     plain: tuple[WindowLayout, Tensor | None]
     shifted: tuple[WindowLayout, Tensor | None]
+    hide_outside: bool = False
 
 
 def run_stage(
@@ -184,6 +186,7 @@ def _inputs(
         keep=keep,
         layout=layout,
         mask=mask,
+        hide_outside=windows is not None and windows.hide_outside,
         num_prefix=flow.num_prefix,
         needs=needs,
         want_attn="attn" in flow.collect,
@@ -284,4 +287,5 @@ def stage_windows(
     return Windows(
         (plain, layout_mask(plain, hide_outside, device)),
         (shifted, layout_mask(shifted, hide_outside, device)),
+        hide_outside,
     )

@@ -105,7 +105,15 @@ class Windowed(Reducer):
         )
         x, size, pos = cut(t.x), cut(t.size), cut(t.pos)
         assert x is not None and size is not None and pos is not None
-        inside = Tokens(x, size, pos, (self.window, self.window), cut(t.keep), cut(t.carry))
+        inside = Tokens(
+            x,
+            size,
+            pos,
+            (self.window, self.window),
+            cut(t.keep),
+            cut(t.carry),
+            t.padded or layout.is_padded,
+        )
         out, inner_map = self.reducer(inside, inner_hints, want_map)
         x, size, pos = glue(out.x), glue(out.size), glue(out.pos)
         assert x is not None and size is not None and pos is not None
