@@ -251,6 +251,11 @@ class Plan(nn.Module):
                 f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, so its step must "
                 "stay open to the end of a stage that no merging follows: span=(first, None)"
             )
+        if self.num_prefix:
+            raise PlanError(
+                f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, but the "
+                f"{self.num_prefix} prefix tokens keep theirs; use a backbone without class token"
+            )
         dims[step.stage] = step.reduce.out_dim
 
     def _check_blocks(self) -> None:
