@@ -15,8 +15,10 @@ from tokensparse.ops.windows import (
     WindowLayout,
     outside_mask,
     partition,
+    partition_heads,
     shift_mask,
     unpartition,
+    unpartition_heads,
 )
 
 
@@ -232,7 +234,7 @@ class WindowAttention(nn.Module):
             keep = partition(given.keep, layout, fill=1.0)[:, :, None, None, :, 0]
         want = given.want_attn or "score" in given.needs
         out, attn = attend(q, k, v, bias, form=self.attention, keep=keep, want_attn=want)
-        out = self.proj(unpartition(out.transpose(2, 3).flatten(3), layout))
+        out = self.proj(unpartition_heads(out, layout))
         key = score = None
         if "key" in given.needs:
             key = unpartition(k.mean(2), layout)
@@ -244,13 +246,12 @@ class WindowAttention(nn.Module):
 
     def _project(self, x: Tensor, layout: WindowLayout) -> list[Tensor]:
         """Real tokens alone are projected; a zero token's projection is the bias."""
-        if layout.is_padded:
-            qkv = partition(F.linear(x, self.qkv.weight), layout)
-            if self.qkv.bias is not None:
-                qkv = qkv + self.qkv.bias
+        if not layout.is_padded or self.qkv.bias is None:
+            qkv = partition_heads(self.qkv(x), layout, self.num_heads)
         else:
-            qkv = partition(self.qkv(x), layout)
-        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+            qkv = partition_heads(F.linear(x, self.qkv.weight), layout, self.num_heads)
+            bias = self.qkv.bias.to(qkv.dtype).view(3, 1, 1, self.num_heads, 1, -1)
+            qkv = qkv + bias
         return list(qkv.unbind(0))
 
     def logit_bias(self, mask: Tensor | None, layout: WindowLayout) -> Tensor | None:

@@ -70,6 +70,17 @@ def shifted_layout(
     return layout._replace(shift=(rows, cols))
 
 
+def _laid_out(x: Tensor, layout: WindowLayout, fill: float) -> Tensor:
+    """(B, H * W, C) -> (B, rows of windows, side, columns of windows, side, C): padded and shifted."""
+    (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
+    x = x.unflatten(1, (h, w))
+    if layout.is_padded:
+        x = F.pad(x, (0, 0, 0, wp - w, 0, hp - h), value=fill)
+    if layout.shift != (0, 0):
+        x = torch.roll(x, (-layout.shift[0], -layout.shift[1]), (1, 2))
+    return x.view(x.shape[0], hp // side, side, wp // side, side, x.shape[-1])
+
+
 def partition(x: Tensor, layout: WindowLayout, fill: float = 0.0) -> Tensor:
     """Cut a map into windows.
 
@@ -81,21 +92,46 @@ def partition(x: Tensor, layout: WindowLayout, fill: float = 0.0) -> Tensor:
     Returns:
         (B, W, n, C).
     """
-    (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
-    x = x.unflatten(1, (h, w))
-    if layout.is_padded:
-        x = F.pad(x, (0, 0, 0, wp - w, 0, hp - h), value=fill)
-    if layout.shift != (0, 0):
-        x = torch.roll(x, (-layout.shift[0], -layout.shift[1]), (1, 2))
-    x = x.view(x.shape[0], hp // side, side, wp // side, side, x.shape[-1])
-    return x.transpose(2, 3).reshape(x.shape[0], layout.num_windows, side * side, x.shape[-1])
+    x = _laid_out(x, layout, fill).transpose(2, 3)
+    return x.reshape(x.shape[0], layout.num_windows, layout.window**2, x.shape[-1])
+
+
+def partition_heads(qkv: Tensor, layout: WindowLayout, heads: int, parts: int = 3) -> Tensor:
+    """Cut queries, keys and values into windows and heads, in one copy.
+
+    Args:
+        qkv: (B, H * W, parts * C).
+        layout: where the windows lie; places outside the map are 0.
+        heads: h.
+        parts: how many tensors lie side by side in the channels.
+
+    Returns:
+        (parts, B, W, h, n, D), contiguous.
+    """
+    x = _laid_out(qkv, layout, 0.0).unflatten(-1, (parts, heads, -1))
+    x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    n = layout.window**2
+    return x.reshape(parts, x.shape[1], layout.num_windows, heads, n, x.shape[-1])
+
+
+def unpartition_heads(x: Tensor, layout: WindowLayout) -> Tensor:
+    """The way back: (B, W, h, n, D) -> (B, H * W, h * D), in one copy."""
+    (hp, wp), side = layout.padded, layout.window
+    x = x.unflatten(3, (side, side)).unflatten(1, (hp // side, wp // side))
+    x = x.permute(0, 1, 4, 2, 5, 3, 6)
+    return _cropped(x.reshape(x.shape[0], hp, wp, -1), layout)
 
 
 def unpartition(x: Tensor, layout: WindowLayout) -> Tensor:
     """The way back: (B, W, n, C) -> (B, H * W, C), places outside the map cut off."""
-    (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
+    (hp, wp), side = layout.padded, layout.window
     x = x.view(x.shape[0], hp // side, wp // side, side, side, x.shape[-1]).transpose(2, 3)
-    x = x.reshape(x.shape[0], hp, wp, x.shape[-1])
+    return _cropped(x.reshape(x.shape[0], hp, wp, x.shape[-1]), layout)
+
+
+def _cropped(x: Tensor, layout: WindowLayout) -> Tensor:
+    """(B, H padded, W padded, C) -> (B, H * W, C): the shift undone, padding cut off."""
+    h, w = layout.grid
     if layout.shift != (0, 0):
         x = torch.roll(x, layout.shift, (1, 2))
     return x[:, :h, :w].reshape(x.shape[0], h * w, x.shape[-1])
