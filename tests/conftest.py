@@ -1,5 +1,7 @@
 """Options and fixtures of all tests."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -7,5 +9,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reducer",
         default=None,
-        help="module:Class of a reducer outside the package; tests/test_contract.py runs on it alone",
+        help="module:Class of a reducer outside the package, for tests/test_contract.py",
     )
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder of the parity tensors of the released codes."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "goldens"
+    if not folder.is_dir():
+        pytest.skip(f"no parity tensors: {folder} is absent (they are not part of the repository)")
+    return folder

@@ -50,7 +50,9 @@ def test_sdpa_bias_is_never_expanded_over_the_batch() -> None:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             out = func(*args, **(kwargs or {}))
-            seen.extend(o for o in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(o))
+            seen.extend(
+                o for o in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(o)
+            )
             return out
 
     q, k, v = torch.randn(3, 64, 4, 3, 16, 8).unbind(0)
@@ -91,7 +93,7 @@ def test_shift_rules() -> None:
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 9)])
 def test_masked_windows_attend_only_where_they_should(grid: tuple[int, int]) -> None:
-    """Against a brute-force statement of shifted windows: same window of the shifted grid, no wrap, no padding."""
+    """Against brute force: same window of the shifted grid, no wrap, no padding."""
     layout = WindowLayout(grid, 4, (2, 2))
     attn = WindowAttention(16, 2, 4, position_bias=False).eval()
     reference = SetAttention(16, 2).eval()

@@ -1,4 +1,4 @@
-"""Every reducer x every recovery x every backbone. ``pytest --reducer module:Class`` adds a stranger's reducer."""
+"""Every reducer x recovery x backbone; ``pytest --reducer module:Class`` runs a stranger's."""
 
 import importlib
 from typing import Any

@@ -100,7 +100,9 @@ def test_window_map_is_the_soft_map_of_every_window() -> None:
     torch.testing.assert_close(window.up(y, x), soft.up(y, x))
 
 
-@pytest.mark.parametrize("plan", [dict(type="TopK", keep=1.0), dict(type="EViT", keep=64), dict(type="ToMe", r=0)])
+@pytest.mark.parametrize(
+    "plan", [dict(type="TopK", keep=1.0), dict(type="EViT", keep=64), dict(type="ToMe", r=0)]
+)
 def test_keep_all_is_dense(plan: dict) -> None:
     dense = small_vit().eval()
     reduced = small_vit(plan=[dict(span=(1, None), reduce=plan)]).eval()
@@ -151,7 +153,7 @@ def test_amount_of_padding_changes_nothing(name: str | None) -> None:
     large = torch.zeros(1, 3, 160, 192)
     large[:, :, :100, :140] = small
     valid = torch.tensor([[100, 140]])
-    # Blocks between opening and closing see all windows' tokens: padded windows must stay invisible to them.
+    # Blocks between opening and closing see all windows' tokens: padding must stay invisible.
     for a, b in zip(
         model.forward_tokens(small, valid)[0], model.forward_tokens(large, valid)[0], strict=True
     ):

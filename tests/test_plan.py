@@ -39,7 +39,11 @@ def test_published_tome_schedule() -> None:
 
 
 def test_counts_are_what_runs() -> None:
-    step = dict(stage=2, span=(1, 2), reduce=dict(type="Windowed", window=4, reducer=dict(type="TopK", keep=5)))
+    step = dict(
+        stage=2,
+        span=(1, 2),
+        reduce=dict(type="Windowed", window=4, reducer=dict(type="TopK", keep=5)),
+    )
     model = small_swin(plan=[step], out_indices=(3,))
     _, trace = model.forward_tokens(image((100, 140)))
     assert trace.steps[0].size.shape[1] == model.plan.preview((25, 35))[5].out == 30
@@ -61,7 +65,10 @@ def test_dumbbells_repeat_and_nest() -> None:
 
 
 REFUSED = [
-    ([dict(span=(0, 2), reduce=dict(type="TopK")), dict(span=(1, 3), reduce=dict(type="TopK"))], "crosses span"),
+    (
+        [dict(span=(0, 2), reduce=dict(type="TopK")), dict(span=(1, 3), reduce=dict(type="TopK"))],
+        "crosses span",
+    ),
     ([evit(spam=1)], "unknown key 'spam'"),
     ([dict(spn=(3, None), reduce=dict(type="EViT"))], "did you mean 'span'"),
     ([dict(reduce=dict(type="Evit"))], "did you mean 'EViT'"),
@@ -71,13 +78,19 @@ REFUSED = [
     ([dict(reduce=dict(type="EViT", dim=3))], "come from the backbone"),
     ([dict(reduce=dict(type="SparTa", num_tokens=65), span=(1, 2))], "allow_expansion"),
     ([dict(reduce=dict(type="SparTa", num_tokens=9, out_dim=64), span=(1, 2))], "stay open"),
-    ([dict(reduce=dict(type="SparTa", num_tokens=9, out_dim=64), span=(1, None))], "without class token"),
+    (
+        [dict(reduce=dict(type="SparTa", num_tokens=9, out_dim=64), span=(1, None))],
+        "without class token",
+    ),
     ([dict(reduce=dict(type="TopK"), span=(3, 9))], "closes at block 9"),
     ([dict(reduce=dict(type="TopK"), span=(7, None))], "blocks 0..4"),
     ([dict(reduce=dict(type="TopK"), span=3)], "is no pair"),
     ([dict(stage=1, reduce=dict(type="TopK"))], "stages 0..0"),
     ([dict(reduce=dict(type="TopK"), inside=("global",), span=(1, 3))], "must fill the span"),
-    ([dict(reduce=dict(type="TopK"), inside=("local", "global", "global"), span=(1, 3))], "tile no grid"),
+    (
+        [dict(reduce=dict(type="TopK"), inside=("local", "global", "global"), span=(1, 3))],
+        "tile no grid",
+    ),
     ([dict(reduce=dict(type="TopK"), replaces=(0,))], "cannot replace"),
     ([dict(recover=dict(type="Scatter"))], "'reduce' is missing"),
     ([dict(reduce=dict(type="TopK"), recover=dict(type="Scater"))], "did you mean 'Scatter'"),
@@ -86,7 +99,10 @@ REFUSED = [
     (dict(evry=dict(type="ToMe")), "did you mean 'every'"),
     (dict(steps=[], restore=dict(type="AttentionRestore")), "must have none"),
     (
-        [dict(reduce=dict(type="TopK")), dict(span=(2, None), reduce=dict(type="SparTa", num_tokens=4))],
+        [
+            dict(reduce=dict(type="TopK")),
+            dict(span=(2, None), reduce=dict(type="SparTa", num_tokens=4)),
+        ],
         "took the grid away",
     ),
 ]

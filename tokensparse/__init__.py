@@ -1,1 +1,27 @@
+"""tokensparse: vision transformers with fewer tokens, for classification and dense prediction.
+
+Importing it registers every backbone, reducer and recovery; it needs torch, timm and mmengine, and
+neither mmcv nor mmdet nor mmseg.
+"""
+
+try:
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "tokensparse needs mmengine: `pip install onedl-mmengine` (the maintained continuation), "
+        "or keep an upstream mmengine >= 0.10.4"
+    ) from error
+
+from tokensparse import backbones, classification, recoveries, reducers
+from tokensparse.released import apply_plan, load_released
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "apply_plan",
+    "backbones",
+    "classification",
+    "load_released",
+    "recoveries",
+    "reducers",
+]

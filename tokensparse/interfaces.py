@@ -22,8 +22,8 @@ class Reducer(nn.Module):
         grid: (H, W) of the tokens at the backbone's ``img_size``; any other grid must work too.
 
     Attributes:
-        where: ``before`` a block; in its ``attention`` (queries reduced, keys dense); ``inside``, between
-            attention and feed-forward.
+        where: ``before`` a block; in its ``attention`` (queries reduced, keys dense); ``inside``,
+            between attention and feed-forward.
         needs: fields of :class:`Hints` that forward reads.
         proportional: add log(size) to later attention logits, until the step closes.
         pairwise: cost grows with N x N; the plan refuses it unwindowed over 4,096 tokens.
@@ -63,15 +63,16 @@ class Reducer(nn.Module):
             want_map: whether a recovery or the trace will read the map.
 
         Returns:
-            M = ``num_out(N)`` tokens, and the N -> M map (None is allowed where ``want_map`` is False).
+            M = ``num_out(N)`` tokens, and the N -> M map (None is allowed where ``want_map`` is
+            False).
         """
 
     def num_out_at(self, n: int, n_start: int, grid: tuple[int, int] | None) -> int:
-        """:meth:`num_out` for tokens that tile ``grid``; only a reducer whose count depends on the grid overrides it."""
+        """:meth:`num_out` for tokens that tile ``grid``; overridden where the grid matters."""
         return self.num_out(n, n_start)
 
     def check(self, n: int, n_start: int) -> None:
-        """Raise ValueError, with the remedy, where the settings do not fit ``n`` tokens (called when built)."""
+        """Raise ValueError, with the remedy, where ``n`` tokens do not fit (called when built)."""
 
     def out_grid(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
         """(H, W) that the new tokens tile, or None where they tile none."""
@@ -82,10 +83,10 @@ class Reducer(nn.Module):
         return False
 
     def macs(self, n: int, n_start: int, grid: tuple[int, int] | None) -> int:
-        """Multiply-accumulates of one image (matrix products and convolutions), as a closed formula.
+        """Multiply-accumulates of an image (matrix products and convolutions), as a closed formula.
 
-        The default takes every linear layer to run once per token. ``analysis.count`` holds it against
-        the executed operations, and the contract tests ask for equality.
+        The default takes every linear layer to run once per token. ``analysis.count`` holds it
+        against the executed operations, and the contract tests ask for equality.
         """
         layers = [m for m in self.modules() if isinstance(m, nn.Linear)]
         return sum(n * m.in_features * m.out_features for m in layers)
@@ -96,7 +97,7 @@ class Reducer(nn.Module):
 
     @classmethod
     def schedule(cls, cfg: Mapping[str, Any], depth: int) -> Sequence[Mapping[str, Any] | None]:
-        """Settings for each of ``depth`` blocks where a plan says ``every``; None leaves a block alone."""
+        """Settings of ``depth`` blocks for a plan's ``every``; None leaves a block alone."""
         return [cfg] * depth
 
 
@@ -132,7 +133,8 @@ class Recovery(nn.Module):
             t: M tokens.
             skip: the N tokens before the reduction.
             m: the N -> M map (None unless ``needs_map``).
-            grid: (H, W) wanted; may differ from ``skip.grid``. None where skip tiles no grid: N tokens are wanted.
+            grid: (H, W) wanted; may differ from ``skip.grid``. None where skip tiles no grid: N
+                tokens are wanted.
 
         Returns:
             H * W tokens in row-major order (or N, in skip's order).

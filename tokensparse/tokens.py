@@ -1,7 +1,8 @@
 """The data that travels through a reduced backbone: plain tuples of tensors, no parameters.
 
-Shape letters: B batch, N tokens in, M tokens out, C channels, P prefix tokens, H W grid, D head dim.
-Everything here is a NamedTuple, because DDP, ``torch.compile`` and activation checkpointing walk those.
+Shape letters: B batch, N tokens in, M tokens out, C channels, P prefix tokens, H W grid, D head
+dim. Everything here is a NamedTuple, because DDP, ``torch.compile`` and activation checkpointing
+walk those.
 """
 
 from typing import NamedTuple, Protocol
@@ -20,7 +21,8 @@ def scatter_sum(x: Tensor, slot: Tensor, num_slots: int) -> Tensor:
         num_slots: M.
 
     Returns:
-        (B, M, C). Exported graphs use a one-hot matrix product: runtimes refuse scatter with a reduction.
+        (B, M, C). Exported graphs use a one-hot matrix product: runtimes refuse scatter with a
+        reduction.
     """
     if torch.compiler.is_exporting():
         return F.one_hot(slot, num_slots).to(x.dtype).transpose(1, 2) @ x
@@ -36,7 +38,8 @@ class Tokens(NamedTuple):
         size: (B, N, 1) how many patches each token stands for; a detached count, 0 marks padding.
         pos: (B, N, 2) centre (row, column), in patch units.
         grid: (H, W) while the tokens tile a grid in row-major order, else None.
-        keep: (B, N, 1) soft pruning while training; carries the gradient and multiplies the softmax numerator.
+        keep: (B, N, 1) soft pruning while training; carries the gradient and multiplies the softmax
+            numerator.
         carry: (B, N, E) per-token state of a method; travels through every map.
         padded: whether tokens of size 0 may be present; plain Python, kept by the loop.
     """
@@ -70,12 +73,13 @@ def as_map(x: Tensor, skip: Tokens, grid: tuple[int, int] | None) -> Tokens:
 
 
 class Hints(NamedTuple):
-    """What a block tells a reducer; each field is computed only where a reducer's ``needs`` names it.
+    """What a block tells a reducer; a field is computed only where a reducer's ``needs`` names it.
 
     Attributes:
         key: (B, N, D) attention keys, averaged over heads.
         cls_attn: (B, N) attention of the class token to each image token, averaged over heads.
-        score: (B, N) importance: ``cls_attn`` where there is a class token, else the mean attention received.
+        score: (B, N) importance: ``cls_attn`` where there is a class token, else the mean attention
+            received.
         num_prefix: prefix tokens before the image tokens.
         n_start: image tokens that entered the stage.
     """
@@ -113,13 +117,13 @@ class HardMap(NamedTuple):
         return scatter_sum(x, self.slot, self.num_out + 1)[:, : self.num_out]
 
     def up(self, y: Tensor, skip: Tensor) -> Tensor:
-        """Give every member its slot's value: (B, M, C) -> (B, N, C); dropped tokens keep ``skip``."""
+        """Give members their slot's value: (B, M, C) -> (B, N, C); dropped tokens keep ``skip``."""
         index = self.slot.clamp(max=self.num_out - 1).unsqueeze(-1).expand(-1, -1, y.shape[-1])
         dropped = (self.slot == self.num_out).unsqueeze(-1)
         return torch.where(dropped, skip.to(y.dtype), y.gather(1, index))
 
     def members(self) -> Tensor:
-        """(B, M, N) booleans: which of the N tokens each new token stands for (for pictures and tests)."""
+        """(B, M, N) booleans: which of the N tokens each new one stands for (for pictures)."""
         return self.slot.unsqueeze(1) == torch.arange(
             self.num_out, device=self.slot.device
         ).unsqueeze(-1)
@@ -144,12 +148,12 @@ class SoftMap(NamedTuple):
         return self.share.to(x.dtype) @ x
 
     def up(self, y: Tensor, skip: Tensor) -> Tensor:
-        """Average the new tokens by share: (B, M, C) -> (B, N, C); nothing is dropped, ``skip`` is unused."""
+        """Average the new tokens by share: (B, M, C) -> (B, N, C); ``skip`` is unused."""
         return self.share.to(y.dtype).transpose(1, 2) @ y
 
 
 class WindowMap(NamedTuple):
-    """A soft map made in every window of a grid (see ``reducers/windowed.py``), kept block by block.
+    """A soft map made in every window of a grid (``reducers/windowed.py``), kept block by block.
 
     Attributes:
         share: (B or 1, nW, m, n) the map of each window, as in :class:`SoftMap`.
@@ -169,12 +173,12 @@ class WindowMap(NamedTuple):
     def down(self, x: Tensor) -> Tensor:
         """Divide every token's mass within its window: (B, N, C) -> (B, nW * m, C)."""
         padded = torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], 1)
-        windows = padded[:, self.order].unflatten(1, (self.share.shape[1], -1))
+        windows: Tensor = padded[:, self.order].unflatten(1, (self.share.shape[1], -1))
         return (self.share.to(x.dtype) @ windows).flatten(1, 2)
 
     def up(self, y: Tensor, skip: Tensor) -> Tensor:
         """Average the window's new tokens by share: (B, nW * m, C) -> (B, N, C)."""
-        windows = y.unflatten(1, (self.share.shape[1], -1))
+        windows: Tensor = y.unflatten(1, (self.share.shape[1], -1))
         spread = (self.share.to(y.dtype).transpose(2, 3) @ windows).flatten(1, 2)
         out = spread.new_zeros(y.shape[0], self.num_tokens + 1, y.shape[2])
         return out.index_copy(1, self.order, spread)[:, : self.num_tokens]

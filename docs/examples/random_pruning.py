@@ -1,4 +1,4 @@
-"""Random pruning: the baseline that every learned score has to beat. The example of docs/adding_a_method.md."""
+"""Random pruning, the baseline of every learned score: the example of docs/adding_a_method.md."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
 class RandomPruning(Reducer):
     """Keep ``num_tokens`` random tokens (the control of DynamicViT, arXiv:2106.02034, Table 4).
 
-    Training draws anew for every image; evaluation keeps one scattered subset, so that results repeat.
+    Training draws anew for every image; evaluation keeps one scattered subset, so that
+    results repeat.
 
     Args:
         num_tokens: tokens to keep.
@@ -37,7 +38,9 @@ class RandomPruning(Reducer):
         index = self._scores(t).masked_fill(t.size[..., 0] == 0, -1.0).topk(m).indices
 
         def take(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            return (
+                None if x is None else x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            )
 
         kept = Tokens(take(t.x), take(t.size), take(t.pos), keep=take(t.keep), carry=take(t.carry))
         if not want_map:

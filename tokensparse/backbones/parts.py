@@ -24,7 +24,8 @@ class BlockOptions(NamedTuple):
         qkv_bias: bias on query, key and value.
         norm_eps: eps of the layer norms.
         final_act: a second GELU in the feed-forward (released SparseSwin).
-        layer_scale: initial value of a learned scale on both branches, or None.
+        layer_scale: initial value of a learned scale on both branches of blocks that attend to a
+            set or in windows of semantic tokens, or None.
         attention: form of attention, see ``ops.attention.attend``.
     """
 
@@ -57,12 +58,15 @@ def sizes_of(
     if isinstance(arch, str):
         if arch not in known:
             raise ValueError(
-                f"arch={arch!r} is unknown{closest(arch, known)}; known: {sorted(known)}, or a dict of sizes"
+                f"arch={arch!r} is unknown{closest(arch, known)}; known: {sorted(known)}, "
+                "or a dict of sizes"
             )
         return dict(known[arch])
     for key in arch:
         if key not in legal:
-            raise ValueError(f"arch: unknown size {key!r}{closest(key, legal)}; legal: {list(legal)}")
+            raise ValueError(
+                f"arch: unknown size {key!r}{closest(key, legal)}; legal: {list(legal)}"
+            )
     required = next(iter(known.values()))
     missing = [key for key in required if key not in arch]
     if missing:
@@ -102,7 +106,7 @@ def build_blocks(
             drop_path[index],
             options.norm_eps,
             options.final_act,
-            options.layer_scale,
+            None if spec.kind == "window" else options.layer_scale,
         )
     return nn.ModuleDict(blocks)
 

@@ -18,15 +18,18 @@ ARCHS = {
 
 @MODELS.register_module()
 class SparseSwin(SwinTransformer):
-    """SparseSwin (arXiv:2309.05224, Sec. 3): stage 4 is a sparse token converter and plain blocks on its tokens.
+    """SparseSwin (arXiv:2309.05224, Sec. 3): stage 4 is a token converter and plain blocks.
 
-    With ``out_indices`` it is the released dense encoder: a fixed position code in the converter, and for stage 3 (index 3) a layer
-    norm and the token-to-spatial MLP, at half the size of stage 2's map; other maps come without a norm.
+    With ``out_indices`` it is the released dense encoder: a fixed position code in the converter,
+    and for stage 3 (index 3) a layer norm and the token-to-spatial MLP, at half the size of stage
+    2's map; other maps come without a norm.
 
     Args:
-        arch: ``tiny`` (49 tokens of 512), ``small`` (64 of 768), ``base`` (81 of 1024), or dict(num_tokens, token_dim) and, optionally,
-            num_heads (16), depth (2; 4 with ``out_indices``), qkv_bias (True; False with ``out_indices``).
-        trunk: Swin of stages 1-3: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads).
+        arch: ``tiny`` (49 tokens of 512), ``small`` (64 of 768), ``base`` (81 of 1024), or
+            dict(num_tokens, token_dim) and, optionally, num_heads (16), depth (2; 4 with
+            ``out_indices``), qkv_bias (True; False with ``out_indices``).
+        trunk: Swin of stages 1-3: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths,
+            num_heads).
         img_size: pixels of the learned spatial map; any size runs, its map is resized.
         out_indices: stages whose map is returned; None for classification.
         **swin: settings of :class:`SwinTransformer`.
@@ -92,7 +95,10 @@ class SparseSwin(SwinTransformer):
     ) -> tuple[list[StageSpec], list[BlockOptions]]:
         """Three stages of Swin; the fourth keeps the map's size and attends as a set."""
         sizes = sizes_of(arch, TRUNKS, LEGAL_SIZES)
-        three = {key: value[:3] if key in ("depths", "num_heads") else value for key, value in sizes.items()}
+        three = {
+            key: value[:3] if key in ("depths", "num_heads") else value
+            for key, value in sizes.items()
+        }
         specs, options = super()._stages(three, window, attention)
         heads, depth = self.sparta["num_heads"], self.sparta["depth"]
         specs.append(StageSpec(specs[-1].dim, heads, depth, False, "none"))

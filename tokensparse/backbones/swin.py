@@ -23,7 +23,7 @@ from tokensparse.backbones.parts import (
     pool_tokens,
     sizes_of,
 )
-from tokensparse.blocks.stems import PatchStem, blank_padding, grid_of, valid_tokens
+from tokensparse.blocks.stems import ConvStem, PatchStem, blank_padding, grid_of, valid_tokens
 from tokensparse.blocks.transitions import (
     LinearTransition,
     PatchMerging,
@@ -49,13 +49,15 @@ class SwinTransformer(BaseModule):
     """Swin transformer (arXiv:2103.14030) that runs a token plan.
 
     Args:
-        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads, mlp_ratio, qkv_bias).
+        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads, mlp_ratio,
+            qkv_bias).
         img_size: pixels, for which the plan is made and checked; any size runs.
         window_size: side of attention windows.
-        window_padding: ``official``: the zeros that fill windows are attended, as in every released Swin; ``masked``: they
-            never give nor get attention.
+        window_padding: ``official``: the zeros that fill windows are attended, as in every released
+            Swin; ``masked``: they never give nor get attention.
         window_shift: ``auto``: no shift along an axis that one window covers (timm, torchvision);
             ``always``: mmdet's and mmseg's Swin.
+        stem: ``patch``, or ``conv``: two strided convolutions (STViT), for which patch_size is 4.
         patch_size: pixels of a patch's side.
         in_chans: channels of the image.
         pool: ``mean`` or ``size_mean`` of the last tokens, for classification.
@@ -76,6 +78,7 @@ class SwinTransformer(BaseModule):
         window_size: int = 7,
         window_padding: Literal["official", "masked"] = "official",
         window_shift: Literal["auto", "always"] = "auto",
+        stem: Literal["patch", "conv"] = "patch",
         patch_size: int = 4,
         in_chans: int = 3,
         pool: Pool = "size_mean",
@@ -92,6 +95,9 @@ class SwinTransformer(BaseModule):
         _check_choice("window_padding", window_padding, ("official", "masked"))
         _check_choice("window_shift", window_shift, ("auto", "always"))
         _check_choice("pool", pool, ("mean", "size_mean"))
+        _check_choice("stem", stem, ("patch", "conv"))
+        if stem == "conv" and patch_size != 4:
+            raise ValueError(f"stem='conv' has stride 4, but patch_size={patch_size}; leave it out")
         specs, options = self._stages(arch, window_size, attention)
         self.window_size = window_size
         self.window_padding = window_padding
@@ -101,7 +107,11 @@ class SwinTransformer(BaseModule):
         self.frozen_stages = frozen_stages
         self.out_indices = _out_indices(out_indices, len(specs))
         self.grid = grid_of(image_size(img_size), patch_size)
-        self.stem: nn.Module = PatchStem(in_chans, specs[0].dim, patch_size, norm_eps=1e-5)
+        self.stem: nn.Module
+        if stem == "conv":
+            self.stem = ConvStem(in_chans, specs[0].dim)
+        else:
+            self.stem = PatchStem(in_chans, specs[0].dim, patch_size, norm_eps=1e-5)
         self.stride = patch_size
         self.plan = Plan(plan, specs, self.grid, map_stages=self.out_indices or ())
         rates = drop_path_rates(drop_path_rate, [spec.depth for spec in specs])
@@ -193,7 +203,7 @@ class SwinTransformer(BaseModule):
 
     def _embed(self, img: Tensor, valid: Tensor | None) -> Flow:
         grid = grid_of((img.shape[-2], img.shape[-1]), self.stride)
-        x = self.stem(blank_padding(img, valid))
+        x = self.stem(blank_padding(img, valid), valid)
         tokens = Tokens(
             x[:, :0],
             valid_tokens(valid, grid, self.stride, x),
@@ -204,7 +214,7 @@ class SwinTransformer(BaseModule):
         return Flow(x, tokens)
 
     def _enter(self, transition: nn.Module | None, flow: Flow) -> Flow:
-        """Into the next stage; merged tokens start anew, each standing for one cell of the coarser grid."""
+        """Into the next stage; merged tokens start anew, one for each cell of the coarser grid."""
         if isinstance(transition, LinearTransition):
             return flow._replace(x=transition(flow.x), stack=())
         if not isinstance(transition, PatchMerging):
@@ -220,7 +230,7 @@ class SwinTransformer(BaseModule):
 
     @torch.no_grad()
     def prepare(self, size: tuple[int, int]) -> None:
-        """Compute the window biases of one image size ahead of inference; at most two sizes are kept.
+        """Compute the window biases of an image size ahead of inference; at most two are kept.
 
         Args:
             size: (rows, columns) in pixels.
@@ -278,6 +288,7 @@ def _out_indices(out_indices: Sequence[int] | None, stages: int) -> tuple[int, .
     wrong = [i for i in out_indices if not 0 <= i < stages]
     if wrong or list(out_indices) != sorted(set(out_indices)) or not out_indices:
         raise ValueError(
-            f"out_indices={tuple(out_indices)}; expected rising, different stages of 0..{stages - 1}"
+            f"out_indices={tuple(out_indices)}; "
+            f"expected rising, different stages of 0..{stages - 1}"
         )
     return tuple(out_indices)

@@ -1,6 +1,7 @@
 """The one ViT: DeiT-T/S/B and any size between, with any plan.
 
-Shape letters: B batch, P prefix tokens (class, distillation, registers), N image tokens, C channels, H W grid.
+Shape letters: B batch, P prefix tokens (class, distillation, registers), N image tokens, C
+channels, H W grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,14 +43,16 @@ class VisionTransformer(BaseModule):
     """Vision transformer (ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877) that runs a token plan.
 
     Args:
-        arch: ``tiny``, ``small``, ``base`` (DeiT's), or dict(embed_dim, depth, num_heads, mlp_ratio, qkv_bias).
+        arch: ``tiny``, ``small``, ``base`` (DeiT's), or dict(embed_dim, depth, num_heads,
+            mlp_ratio, qkv_bias).
         img_size: pixels, for which position embeddings and the plan are made; any size runs.
         patch_size: pixels of a patch's side.
         in_chans: channels of the image.
         class_token: add a class token.
         distilled: add a distillation token behind the class token.
         num_registers: register tokens (arXiv:2309.16588) behind those.
-        pool: ``token`` (class token), ``mean``, ``size_mean``; ``auto``: ``token`` where there is one, else ``size_mean``.
+        pool: ``token`` (class token), ``mean``, ``size_mean``; ``auto``: ``token`` where there is
+            one, else ``size_mean``.
         norm_eps: eps of the layer norms.
         plan: token reduction and recovery, see ``plan/syntax.py``.
         out_indices: blocks whose map is returned; None for classification.
@@ -85,7 +88,9 @@ class VisionTransformer(BaseModule):
         sizes = sizes_of(arch, ARCHS, ["embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"])
         dim, depth, heads = sizes["embed_dim"], sizes["depth"], sizes["num_heads"]
         if distilled and not class_token:
-            raise ValueError("distilled=True needs class_token=True: the distillation token stands behind it")
+            raise ValueError(
+                "distilled=True needs class_token=True: the distillation token stands behind it"
+            )
         self.num_features = dim
         self.distilled = distilled
         self.pool = _pool(pool, class_token)
@@ -94,12 +99,7 @@ class VisionTransformer(BaseModule):
         self.frozen_stages = frozen_stages
         self.stem = PatchStem(in_chans, dim, patch_size)
         self.grid = grid_of(image_size(img_size), patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
-        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
-        self.num_prefix_tokens = int(class_token) + int(distilled) + num_registers
-        places = self.num_prefix_tokens + self.grid[0] * self.grid[1]
-        self.pos_embed = nn.Parameter(torch.zeros(1, places, dim))
+        self._build_prefix(dim, class_token, distilled, num_registers)
         self.plan = Plan(
             plan,
             [StageSpec(dim, heads, depth)],
@@ -124,6 +124,16 @@ class VisionTransformer(BaseModule):
             if table is not None:
                 nn.init.trunc_normal_(table, std=0.02)
         self._freeze()
+
+    def _build_prefix(
+        self, dim: int, class_token: bool, distilled: bool, num_registers: int
+    ) -> None:
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
+        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
+        self.num_prefix_tokens = int(class_token) + int(distilled) + num_registers
+        places = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, places, dim))
 
     def _build_norms(self, norm_eps: float, out_norms: bool) -> None:
         if self.out_indices is None:

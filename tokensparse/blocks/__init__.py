@@ -1,1 +1,1 @@
-"""Building blocks: attention over a set or in windows, the transformer block, stems, stage transitions."""
+"""Attention over a set or in windows, the transformer block, stems, stage transitions."""

@@ -1,7 +1,8 @@
 """Self-attention over a set of tokens, and in windows of a grid.
 
-Shapes: B batch, N tokens (prefix tokens included), M queries, C channels, h heads, D head dim, W windows, n places of a
-window. Queries, keys and values are projected once per token; windows are cut afterwards.
+Shapes: B batch, N tokens (prefix tokens included), M queries, C channels, h heads, D head dim, W
+windows, n places of a window. Queries, keys and values are projected once per token; windows are
+cut afterwards.
 """
 
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class AttentionInputs(NamedTuple):
 
 
 class AttentionInfo(NamedTuple):
-    """What attention found out, image tokens only; None where nobody asked. Fields as in ``Hints``."""
+    """What attention found out about image tokens; None where nobody asked. See ``Hints``."""
 
     key: Tensor | None = None
     cls_attn: Tensor | None = None
@@ -56,7 +57,7 @@ class AttentionInfo(NamedTuple):
 
 
 def layout_mask(layout: WindowLayout, hide_outside: bool, device: torch.device) -> Tensor | None:
-    """Additive mask (W, n or 1, n) of a layout: the shift's, and the padding's where it is to be hidden."""
+    """Additive mask (W, n or 1, n) of a layout: the shift's, and the padding's where hidden."""
     mask = shift_mask(layout, device) if layout.shift != (0, 0) else None
     if hide_outside and layout.is_padded:
         outside = outside_mask(layout, device)
@@ -154,7 +155,8 @@ class SetAttention(nn.Module):
 def received(attn: Tensor, key_bias: Tensor | None) -> Tensor:
     """Mean attention each key receives, over heads and over the queries that are no padding.
 
-    In windows the sum is divided by the places of a window, so that a neighbour behind the shift mask changes nothing.
+    In windows the sum is divided by the places of a window, so that a neighbour behind the shift
+    mask changes nothing.
 
     Args:
         attn: (B, W, h, n, n).
@@ -173,7 +175,7 @@ def received(attn: Tensor, key_bias: Tensor | None) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention in windows, with a learned relative position bias (Swin, arXiv:2103.14030, Sec. 3.2).
+    """Self-attention in windows, with a learned position bias (Swin, arXiv:2103.14030, Sec. 3.2).
 
     Args:
         dim: C.

@@ -1,7 +1,7 @@
 """The transformer block, cut where reducers work: attention, then feed-forward."""
 
-from torch import Tensor, nn
 from timm.layers import DropPath, LayerScale, Mlp
+from torch import Tensor, nn
 
 from tokensparse.blocks.attention import (
     AttentionInfo,

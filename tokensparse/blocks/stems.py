@@ -11,7 +11,7 @@ def grid_of(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 class PatchStem(nn.Module):
-    """Non-overlapping patches by one convolution, zero-padded at the right and bottom to whole patches.
+    """Non-overlapping patches by one convolution, zero-padded right and below to whole patches.
 
     Args:
         in_chans: channels of the image.
@@ -28,14 +28,44 @@ class PatchStem(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
-    def forward(self, img: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, H * W, C), row-major."""
+    def forward(self, img: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, 3, h, w) -> (B, H * W, C), row-major; patches do not overlap, so ``valid`` changes nothing."""
         h, w = img.shape[-2:]
         grid = grid_of((h, w), self.stride)
         pad = (0, grid[1] * self.stride - w, 0, grid[0] * self.stride - h)
         if any(pad):
             img = F.pad(img, pad)
         return self.norm(self.proj(img).flatten(2).transpose(1, 2))
+
+
+class ConvStem(nn.Module):
+    """Two 3 x 3 stride-2 convolutions, each with batch norm and Hardswish (STViT, arXiv:2303.08685, Sec. 3.3).
+
+    The image is zero-padded at the right and bottom to a multiple of 4.
+
+    Args:
+        in_chans: channels of the image.
+        dim: C, even.
+    """
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.stride = 4
+        self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(dim // 2)
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(dim)
+        self.act = nn.Hardswish()
+
+    def forward(self, img: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, 3, h, w), (B, 2) valid pixels or None -> (B, H * W, C), row-major."""
+        grid = grid_of((img.shape[-2], img.shape[-1]), self.stride)
+        pad = (0, grid[1] * self.stride - img.shape[-1], 0, grid[0] * self.stride - img.shape[-2])
+        if any(pad):
+            img = F.pad(img, pad)
+        x = self.act(self.bn1(self.conv1(img)))
+        x = blank_padding(x, None if valid is None else (valid + 1) // 2)
+        return self.act(self.bn2(self.conv2(x))).flatten(2).transpose(1, 2)
 
 
 def blank_padding(img: Tensor, valid: Tensor | None) -> Tensor:
@@ -56,9 +86,7 @@ def blank_padding(img: Tensor, valid: Tensor | None) -> Tensor:
     return torch.where(inside, img, torch.zeros((), dtype=img.dtype, device=img.device))
 
 
-def valid_tokens(
-    valid: Tensor | None, grid: tuple[int, int], stride: int, like: Tensor
-) -> Tensor:
+def valid_tokens(valid: Tensor | None, grid: tuple[int, int], stride: int, like: Tensor) -> Tensor:
     """Size of every token at the start: 1, or 0 where the token holds padding alone.
 
     Args:

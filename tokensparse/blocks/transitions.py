@@ -6,7 +6,9 @@ from torch.nn import functional as F
 
 
 class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours, norm, reduce (Swin, arXiv:2103.14030, Sec. 3.1); odd maps are zero-padded right and below.
+    """Join 2 x 2 neighbours, norm, reduce (Swin, arXiv:2103.14030, Sec. 3.1).
+
+    Odd maps are zero-padded right and below.
 
     Args:
         dim: C in.
@@ -20,7 +22,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, H * W, C) -> (B, ceil(H/2) * ceil(W/2), C out); channel blocks (0,0), (1,0), (0,1), (1,1)."""
+        """(B, H * W, C) -> (B, ceil(H/2) * ceil(W/2), C out); blocks (0,0), (1,0), (0,1), (1,1)."""
         h, w = grid
         x = x.unflatten(1, grid)
         if h % 2 or w % 2:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 Form = Literal["eager", "sdpa", "compiled"]
 
-#: Added to logits of keys that must not be seen. Finite, so that a row without any visible key stays finite, and
-#: small enough for half precision.
+#: Added to logits of keys that must not be seen. Finite, so that a row without any
+#: visible key stays finite, and small enough for half precision.
 HIDDEN = -1.0e4
 
 
@@ -33,8 +33,8 @@ class FormChoice(NamedTuple):
     learned_bias: bool
 
 
-#: Which form is fastest; measured by ``tools/measure_attention_forms.py`` (docs/attention_forms.json holds device and
-#: figures). What is not listed uses SDPA. ``forward`` never measures.
+#: Which form is fastest; measured by ``tools/measure_attention_forms.py`` (device and figures are
+#: in docs/attention_forms.json). What is not listed uses SDPA. ``forward`` never measures.
 FASTEST: dict[FormChoice, Form] = {
     FormChoice("cpu", False, True, True): "eager",
     FormChoice("cpu", True, True, True): "eager",
@@ -67,7 +67,8 @@ def attend(
         q: (B, W, h, n, D).
         k: (B, W, h, m, D).
         v: (B, W, h, m, D).
-        bias: added to the scaled logits; broadcasts to (B, W, h, n, m), never expanded over the batch.
+        bias: added to the scaled logits; broadcasts to (B, W, h, n, m), never expanded over the
+            batch.
         form: which implementation; ``auto`` asks the table of measurements.
         keep: (B, W, 1, 1, m) in 0..1, multiplies the softmax numerator (soft pruning, DynamicViT
             arXiv:2106.02034, Sec. 3.3); a token always sees itself.
@@ -107,7 +108,7 @@ def _compiled():  # type: ignore[no-untyped-def]  # torch.compile is untyped
 
 
 def kept_softmax(logits: Tensor, keep: Tensor, eps: float = 1e-6) -> Tensor:
-    """Softmax whose numerator is multiplied by ``keep``; the diagonal always counts (DynamicViT, Eq. 10-11).
+    """Softmax with numerators times ``keep``; the diagonal always counts (DynamicViT, Eq. 10-11).
 
     Args:
         logits: (..., n, m).
@@ -138,7 +139,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias
     )
-    return out.unflatten(0, (batch, windows))
+    folded: Tensor = out.unflatten(0, (batch, windows))
+    return folded
 
 
 def _sdpa_folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -149,4 +151,5 @@ def _sdpa_folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=mask
     )
-    return out.unflatten(1, (windows, heads))
+    folded: Tensor = out.unflatten(1, (windows, heads))
+    return folded

@@ -11,7 +11,8 @@ class Matching(NamedTuple):
     """Which tokens merge.
 
     Attributes:
-        slot: (B, N) new place of every token, in 0..N - r - 1: unmerged A tokens, then all B tokens.
+        slot: (B, N) new place of every token, in 0..N - r - 1: unmerged A tokens, then all B
+            tokens.
         num_out: N - r.
     """
 
@@ -25,13 +26,13 @@ def bipartite_matching(metric: Tensor, r: int, num_prefix: int, size: Tensor) ->
     Args:
         metric: (B, N, D); cosine similarity of its rows is compared.
         r: pairs to merge, at most ``len(A)``.
-        num_prefix: prefix tokens before these (they count for the alternation, and never merge): token i
-            stands at position i + num_prefix.
+        num_prefix: prefix tokens before these (they count for the alternation, and never merge):
+            token i stands at position i + num_prefix.
         size: (B, N, 1); tokens of size 0 (padding) merge first and receive nothing.
 
     Returns:
-        The matching. Unmerged A tokens are in position order where there is a prefix, else in descending
-        order of similarity, as in the released code.
+        The matching. Unmerged A tokens are in position order where there is a prefix, else in
+        descending order of similarity, as in the released code.
     """
     batch, n = metric.shape[:2]
     metric = F.normalize(metric.float(), dim=-1)

@@ -24,7 +24,7 @@ def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resize_mixing(weight: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize the input side of a linear layer over positions, so that a constant map keeps its response.
+    """Resize a linear layer over input positions, so that a constant map keeps its response.
 
     Args:
         weight: (M, H_old * W_old).
@@ -41,7 +41,7 @@ def resize_mixing(weight: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 
 
 def resize_tokens(weight: Tensor, new: int) -> Tensor:
-    """Resize the input side of a linear layer over an unordered count of tokens: (K, M_old) -> (K, M), times M_old / M."""
+    """Resize a linear layer over unordered input tokens: (K, M_old) -> (K, M), times M_old / M."""
     old = weight.shape[1]
     if old == new:
         return weight
@@ -50,7 +50,7 @@ def resize_tokens(weight: Tensor, new: int) -> Tensor:
 
 
 def sincos_positions(num: int, dim: int, device: torch.device) -> Tensor:
-    """(num, dim) fixed position code: angle p / 10000^(2 floor(i/2) / dim), sine for even i, cosine for odd i."""
+    """(num, dim) fixed code: angle p / 10000^(2 floor(i/2) / dim), sine at even i, cosine else."""
     channel = torch.arange(dim, device=device)
     place = torch.arange(num, device=device, dtype=torch.float32).unsqueeze(1)
     angle = place / torch.pow(10000.0, 2.0 * (channel // 2) / dim)

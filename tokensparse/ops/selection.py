@@ -12,7 +12,7 @@ Score = Literal["auto", "cls_attn", "score"]
 
 
 def num_kept(keep: float, n: int) -> int:
-    """A float keeps that share of ``n`` tokens, rounded up; an integer exactly that many, at most ``n``."""
+    """A float keeps that share of ``n`` tokens, rounded up; an integer that many, at most ``n``."""
     return min(n, keep if isinstance(keep, int) else math.ceil(round(keep * n, 6)))
 
 
@@ -31,7 +31,7 @@ def check_count(keep: float, n: int) -> None:
 
 
 def score_hint(score: Score) -> str:
-    """The field of Hints that a score reads: ``auto`` is the class token's attention where there is one."""
+    """The field of Hints to read: ``auto`` is the class token's attention where there is one."""
     if score not in ("auto", "cls_attn", "score"):
         raise ValueError(f"score={score!r}; legal: 'auto', 'cls_attn', 'score'")
     return "cls_attn" if score == "cls_attn" else "score"
@@ -40,15 +40,13 @@ def score_hint(score: Score) -> str:
 def select(t: Tokens, index: Tensor) -> Tokens:
     """Gather tokens: ``index`` (B, M)."""
 
-    def take(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
+    def take(x: Tensor) -> Tensor:
         return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     size, pos = t.size.expand(*index.shape[:1], -1, -1), t.pos.expand(index.shape[0], -1, -1)
-    x, size, pos = take(t.x), take(size), take(pos)
-    assert x is not None and size is not None and pos is not None
-    return Tokens(x, size, pos, None, take(t.keep), take(t.carry))
+    keep = None if t.keep is None else take(t.keep)
+    carry = None if t.carry is None else take(t.carry)
+    return Tokens(take(t.x), take(size), take(pos), None, keep, carry)
 
 
 def ranked(score: Tensor, t: Tokens, k: int) -> Tensor:

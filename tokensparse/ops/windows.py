@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tokensparse.ops.attention import HIDDEN
 
-#: Swin's own constant for pairs that the cyclic shift brought together (arXiv:2103.14030, Sec. 3.2).
+#: Swin's own constant for pairs that the shift brought together (arXiv:2103.14030, Sec. 3.2).
 SHIFT_HIDDEN = -100.0
 
 
@@ -45,17 +45,15 @@ class WindowLayout(NamedTuple):
         return self.padded[0] * self.padded[1] // self.window**2
 
 
-def shifted_layout(
-    grid: tuple[int, int], window: int, shifted: bool, rule: str
-) -> WindowLayout:
+def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str) -> WindowLayout:
     """Layout of a Swin block.
 
     Args:
         grid: (H, W).
         window: side of a window.
         shifted: whether this block is one of the shifted ones.
-        rule: ``auto``: no shift along an axis that one window covers; ``always``: mmdet's and mmseg's
-            Swin, which shifts whatever the size.
+        rule: ``auto``: no shift along an axis that one window covers; ``always``: mmdet's and
+            mmseg's Swin, which shifts whatever the size.
 
     Returns:
         The layout.
@@ -71,7 +69,7 @@ def shifted_layout(
 
 
 def _laid_out(x: Tensor, layout: WindowLayout, fill: float) -> Tensor:
-    """(B, H * W, C) -> (B, rows of windows, side, columns of windows, side, C): padded and shifted."""
+    """(B, H * W, C) -> (B, window rows, side, window columns, side, C): padded and shifted."""
     (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
     x = x.unflatten(1, (h, w))
     if layout.is_padded:
@@ -108,7 +106,7 @@ def partition_heads(qkv: Tensor, layout: WindowLayout, heads: int, parts: int = 
     Returns:
         (parts, B, W, h, n, D), contiguous.
     """
-    x = _laid_out(qkv, layout, 0.0).unflatten(-1, (parts, heads, -1))
+    x: Tensor = _laid_out(qkv, layout, 0.0).unflatten(-1, (parts, heads, -1))
     x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)
     n = layout.window**2
     return x.reshape(parts, x.shape[1], layout.num_windows, heads, n, x.shape[-1])
@@ -159,7 +157,10 @@ def outside_mask(layout: WindowLayout, device: torch.device) -> Tensor:
 
 
 def grid_centres(
-    grid: tuple[int, int], device: torch.device, scale: float = 1.0, dtype: torch.dtype = torch.float32
+    grid: tuple[int, int],
+    device: torch.device,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(1, H * W, 2): centre (row, column) of every cell, in units of ``1 / scale`` cells."""
     rows = (torch.arange(grid[0], device=device, dtype=dtype) + 0.5) * scale

@@ -1,7 +1,7 @@
 """A plan says where tokens become fewer and where they come back; one loop runs it.
 
-``syntax`` reads a config, ``counts`` follows token counts and refuses what cannot run, ``build`` makes the
-modules, ``run`` is the loop.
+``syntax`` reads a config, ``counts`` follows token counts and refuses what cannot run, ``build``
+makes the modules, ``run`` is the loop.
 """
 
 from tokensparse.plan.build import BlockSpec, Plan, StageSpec, Step, build_part

@@ -1,7 +1,7 @@
 """Step and Plan: the modules of a plan, built once the stages are known."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, MutableSequence, Sequence
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -119,22 +119,21 @@ class Plan(nn.Module):
         self.map_stages = tuple(map_stages)
         self.mid_maps = mid_maps
         settings, restore = parse_plan(cfg, [stage.depth for stage in stages])
-        self.steps: nn.ModuleList = nn.ModuleList()
+        self.steps = cast(MutableSequence[Step], nn.ModuleList())
         dims = [stage.dim for stage in stages]
-        for index, step in enumerate(settings):
-            reducer = self._build_reducer(step, dims[step.stage], grid)
-            self.steps.append(Step(index, step, reducer, None))
+        for index, setting in enumerate(settings):
+            reducer = self._build_reducer(setting, dims[setting.stage], grid)
+            self.steps.append(Step(index, setting, reducer, None))
             self._check_width(self.steps[-1], dims)
         self.out_dims = tuple(dims)
         refuse_crossing(list(self.steps))
         self._check_blocks()
         walk = follow(self, grid, strict=True)
         for event in walk.steps:
-            if event.event == "reduce" and settings[event.step].recover is not None:
+            cfg_recover = settings[event.step].recover
+            if event.event == "reduce" and cfg_recover is not None:
                 step = self.steps[event.step]
-                step.recover = self._build_recovery(
-                    step, settings[event.step].recover, event.m, event.grid_in
-                )
+                step.recover = self._build_recovery(step, cfg_recover, event.m, event.grid_in)
         self.restore = self._build_restore(restore, grid)
 
     # -- what the loop and the backbone ask --
@@ -155,7 +154,7 @@ class Plan(nn.Module):
         return found
 
     def closes_stage(self, stage: int) -> bool:
-        """Whether everything open is closed at the end of a stage: its map is returned, or merged."""
+        """Whether all steps close at the end of a stage: its map is returned, or merged."""
         merged = stage + 1 < len(self.stages) and self.stages[stage + 1].transition == "merge"
         return merged or (stage in self.map_stages)
 
@@ -185,7 +184,7 @@ class Plan(nn.Module):
         return BlockSpec(kind, dim, tile)
 
     def needs(self, stage: int, block: int) -> frozenset[str]:
-        """Hints that a block's attention must compute: for reducers inside it, and before the next block."""
+        """Hints that a block's attention must compute for reducers in it or before the next."""
         wanted: set[str] = set()
         for step in self.opening(stage, block, "inside"):
             wanted |= step.reduce.needs
@@ -217,21 +216,26 @@ class Plan(nn.Module):
 
     def _build_reducer(self, step: StepSettings, dim: int, grid: Grid) -> Reducer:
         stage = self.stages[step.stage]
-        reducer = build_part(
-            REDUCERS, step.reduce, dim=dim, num_heads=stage.num_heads, grid=self._grid_at(step, grid)
+        reducer: Reducer = build_part(
+            REDUCERS,
+            step.reduce,
+            dim=dim,
+            num_heads=stage.num_heads,
+            grid=self._grid_at(step, grid),
         )
         where = f"{type(reducer).__name__} (stage {step.stage}, block {step.span[0]})"
         if "cls_attn" in reducer.needs and not self.class_token:
             raise PlanError(
-                f"{where}: its score is the class token's attention, but this backbone has no class token; "
-                "use score='auto' (mean attention received), or a backbone with class_token=True"
+                f"{where}: its score is the class token's attention, but this backbone has no "
+                "class token; use score='auto' (mean attention received), or a backbone with "
+                "class_token=True"
             )
         if reducer.where == "inside" and step.span[0] in step.replaces:
             raise PlanError(f"{where}: works inside block {step.span[0]}, so it cannot replace it")
         if reducer.where != "inside" and reducer.needs and step.span[0] == 0:
             raise PlanError(
-                f"{where}: works before its block and reads {sorted(reducer.needs)} of the block before, "
-                "but there is none; open it at block 1 or later"
+                f"{where}: works before its block and reads {sorted(reducer.needs)} of the block "
+                "before, but there is none; open it at block 1 or later"
             )
         return reducer
 
@@ -246,34 +250,41 @@ class Plan(nn.Module):
             return
         name = f"{step.name} (stage {step.stage}, block {step.first})"
         last_stage = step.stage + 1 == len(self.stages)
-        if step.last is not None or not (last_stage or self.stages[step.stage + 1].transition != "merge"):
+        if step.last is not None or not (
+            last_stage or self.stages[step.stage + 1].transition != "merge"
+        ):
             raise PlanError(
-                f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, so its step must "
-                "stay open to the end of a stage that no merging follows: span=(first, None)"
+                f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, "
+                "so its step must stay open to the end of a stage that no merging follows: "
+                "span=(first, None)"
             )
         if self.num_prefix:
             raise PlanError(
-                f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, but the "
-                f"{self.num_prefix} prefix tokens keep theirs; use a backbone without class token"
+                f"{name}: changes the width from {dims[step.stage]} to {step.reduce.out_dim}, "
+                f"but the {self.num_prefix} prefix tokens keep theirs; "
+                "use a backbone without class token"
             )
         dims[step.stage] = step.reduce.out_dim
 
     def _check_blocks(self) -> None:
-        """A 'local' block needs semantic tokens that tile a grid; hints need an undisturbed block before."""
+        """A 'local' block needs tokens that tile a grid; hints need an undisturbed block before."""
         for step in self.steps:
             if "local" in step.inside and not getattr(step.reduce, "tile", 0):
                 raise PlanError(
-                    f"{step.name} (stage {step.stage}, block {step.first}): its tokens tile no grid, so a block "
-                    "inside cannot be 'local'; use inside=('global', ...)"
+                    f"{step.name} (stage {step.stage}, block {step.first}): its tokens tile no "
+                    "grid, so a block inside cannot be 'local'; use inside=('global', ...)"
                 )
             if step.reduce.where == "inside" or not step.reduce.needs:
                 continue
             before = step.first - 1
-            disturbed = self.closing(step.stage, before) or self.opening(step.stage, before, "inside")
+            disturbed = self.closing(step.stage, before) or self.opening(
+                step.stage, before, "inside"
+            )
             if disturbed or self.block(step.stage, before).kind == "replaced":
                 raise PlanError(
-                    f"{step.name} (stage {step.stage}, block {step.first}): reads {sorted(step.reduce.needs)} of "
-                    f"block {before}, but the tokens change there; open it one block later"
+                    f"{step.name} (stage {step.stage}, block {step.first}): "
+                    f"reads {sorted(step.reduce.needs)} of block {before}, but the tokens "
+                    "change there; open it one block later"
                 )
 
     def _build_recovery(
@@ -281,7 +292,7 @@ class Plan(nn.Module):
     ) -> Recovery:
         dim, before = step.reduce.out_dim, step.reduce.dim
         extra = {} if dim == before else {"skip_dim": before}
-        return build_part(
+        recovery: Recovery = build_part(
             RECOVERIES,
             cfg,
             dim=dim,
@@ -290,16 +301,18 @@ class Plan(nn.Module):
             num_tokens=num_tokens,
             **extra,
         )
+        return recovery
 
     def _build_restore(self, cfg: Mapping[str, Any], grid: Grid) -> Recovery:
         stage = self.stages[0]
-        restore = build_part(
+        restore: Recovery = build_part(
             RECOVERIES, cfg, dim=stage.dim, num_heads=stage.num_heads, grid=grid, num_tokens=1
         )
         if any(True for _ in restore.parameters()):
             raise PlanError(
-                f"plan.restore: {type(restore).__name__} has parameters; restore serves every step, so it must "
-                "have none (Scatter, KNNRestore). Give the step a 'recover' of its own"
+                f"plan.restore: {type(restore).__name__} has parameters; restore serves every "
+                "step, so it must have none (Scatter, KNNRestore). Give the step a 'recover' of "
+                "its own"
             )
         return restore
 
@@ -309,12 +322,14 @@ def _class_of(registry: Any, cfg: Mapping[str, Any]) -> Any:
 
 
 def build_part(registry: Any, cfg: Mapping[str, Any], **given: Any) -> Any:
-    """Build a reducer or recovery; a wrong setting is refused naming the part and its legal settings."""
+    """Build a reducer or recovery; a wrong setting is refused naming the part and the settings."""
     cls = _class_of(registry, cfg)
     own = {key: value for key, value in cfg.items() if key != "type"}
     clash = sorted(set(own) & set(given))
     if clash:
-        raise PlanError(f"{cls.__name__}: {clash} come from the backbone; leave them out of the plan")
+        raise PlanError(
+            f"{cls.__name__}: {clash} come from the backbone; leave them out of the plan"
+        )
     try:
         return cls(**given, **own)
     except TypeError as error:

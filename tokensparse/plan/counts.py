@@ -89,9 +89,7 @@ class Walk:
         wanted = step.wanted_grid(grid)
         out = n if wanted is None else wanted[0] * wanted[1]
         event = "recover" if step.recovers else "restore"
-        self.steps.append(
-            StepCount(index, event, out, self.n, self.n_start, self.grid, wanted)
-        )
+        self.steps.append(StepCount(index, event, out, self.n, self.n_start, self.grid, wanted))
         self.n, self.grid = out, wanted
 
 
@@ -147,9 +145,7 @@ def _follow_block(plan: "Plan", walk: Walk, stage: int, block: int, strict: bool
         while walk.stack and walk.stack[-1][0] != step.index:
             walk.close(plan)
         walk.close(plan)
-    walk.blocks.append(
-        BlockCount(stage, block, spec.kind, keys, queries, feed, walk.n, grid)
-    )
+    walk.blocks.append(BlockCount(stage, block, spec.kind, keys, queries, feed, walk.n, grid))
 
 
 def _refuse(plan: "Plan", walk: Walk, step: "Step") -> None:
@@ -174,8 +170,8 @@ def _refuse(plan: "Plan", walk: Walk, step: "Step") -> None:
         raise PlanError(f"{name}: {m} tokens out of {walk.n}; keep at least one")
     if m > walk.n and not step.allow_expansion:
         raise PlanError(
-            f"{name}: {m} tokens out, but only {walk.n} arrive; ask for at most {walk.n}, use a larger "
-            "img_size, or set allow_expansion=True on the step"
+            f"{name}: {m} tokens out, but only {walk.n} arrive; ask for at most {walk.n}, use a "
+            "larger img_size, or set allow_expansion=True on the step"
         )
 
 
@@ -192,5 +188,6 @@ def refuse_crossing(steps: Sequence["Step"]) -> None:
                 raise PlanError(
                     f"{inner.name}: span ({inner.first}, {inner.last}) crosses span "
                     f"({outer.first}, {outer.last}) of {outer.name} in stage {outer.stage}; "
-                    f"close it at block {outer.last} or earlier, or open it at block {outer.last + 1}"
+                    f"close it at block {outer.last} or earlier, "
+                    f"or open it at block {outer.last + 1}"
                 )

@@ -1,7 +1,7 @@
 """The one loop that runs every plan.
 
-Per block: ``before`` steps, attention, ``inside`` steps, feed-forward, closing steps. State travels as values: a
-:class:`Flow` goes in and a new one comes out.
+Per block: ``before`` steps, attention, ``inside`` steps, feed-forward, closing steps. State travels
+as values: a :class:`Flow` goes in and a new one comes out.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,8 @@ class Flow(NamedTuple):
 
     Attributes:
         x: (B, P + N, C) prefix and image tokens in one tensor.
-        tokens: the image tokens' size, pos, grid, keep and carry; its ``x`` is left empty (see ``image``).
+        tokens: the image tokens' size, pos, grid, keep and carry; its ``x`` is left empty (see
+            ``image``).
         num_prefix: P.
         stack: steps that are open, outermost first.
         trace: what happened so far.
@@ -105,9 +106,7 @@ def run_stage(
     hints = Hints(num_prefix=flow.num_prefix, n_start=n_start)
     for index in range(plan.stages[stage].depth):
         block = blocks[str(index)] if str(index) in blocks else None
-        flow, hints = _run_block(
-            plan, stage, index, block, flow, hints, windows, checkpoint_blocks
-        )
+        flow, hints = _run_block(plan, stage, index, block, flow, hints, windows, checkpoint_blocks)
         for step in plan.closing(stage, index):
             while flow.stack and flow.stack[-1].step != step.index:
                 flow = close_last(plan, flow)
@@ -194,7 +193,7 @@ def _inputs(
 
 
 def _key_bias(plan: Plan, flow: Flow) -> Tensor | None:
-    """(B, P + N): log(size) while a proportional step is open, HIDDEN at padding; None where neither is."""
+    """(B, P + N): log(size) while a proportional step is open, HIDDEN at padding; None for none."""
     proportional = any(plan.steps[o.step].reduce.proportional for o in flow.stack)
     if not proportional and not flow.tokens.padded:
         return None
@@ -235,7 +234,8 @@ def close_last(plan: Plan, flow: Flow, own: bool = True) -> Flow:
     Args:
         plan: the plan.
         flow: with at least one open step.
-        own: use the step's own recovery where it has one; else the plan's parameter-free ``restore``.
+        own: use the step's own recovery where it has one; else the plan's parameter-free
+            ``restore``.
 
     Returns:
         The flow with the full map behind the prefix.
@@ -249,7 +249,11 @@ def close_last(plan: Plan, flow: Flow, own: bool = True) -> Flow:
     recovered = recovery(t, skip, opened.map, grid)
     carry = t.carry
     if carry is not None and opened.map is not None and grid == skip.grid:
-        before = carry.new_zeros(*skip.x.shape[:2], carry.shape[-1]) if skip.carry is None else skip.carry
+        before = (
+            carry.new_zeros(*skip.x.shape[:2], carry.shape[-1])
+            if skip.carry is None
+            else skip.carry
+        )
         carry = opened.map.up(carry, before)
     else:
         carry = skip.carry

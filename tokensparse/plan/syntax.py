@@ -28,11 +28,13 @@ class StepSettings:
     Attributes:
         reduce: settings of the reducer, with ``type``.
         stage: stage of the backbone.
-        span: block at which it opens, block after which it closes; None leaves it open to the end of the
-            stage (or of the model, where no merging follows).
-        recover: settings of the recovery; None closes with the plan's ``restore`` where a map is needed.
+        span: block at which it opens, block after which it closes; None leaves it open to the end
+            of the stage (or of the model, where no merging follows).
+        recover: settings of the recovery; None closes with the plan's ``restore`` where a map is
+            needed.
         replaces: blocks that the reducer or the recovery stands for; they are not built.
-        inside: kinds of the blocks inside, ``local`` or ``global``; with ``replaces`` they fill the span.
+        inside: kinds of the blocks inside, ``local`` or ``global``; with ``replaces`` they fill the
+            span.
         allow_expansion: allow more tokens out than in.
         shrink: the recovered map is this many times smaller per side than the map before.
     """
@@ -103,7 +105,7 @@ def _every(
     cfg: Mapping[str, Any], stages: Sequence[int] | None, depths: Sequence[int]
 ) -> list[StepSettings]:
     _check_type(cfg, REDUCERS, "plan.every")
-    cls = cfg["type"] if isinstance(cfg["type"], type) else REDUCERS.get(cfg["type"])
+    cls: Any = cfg["type"] if isinstance(cfg["type"], type) else REDUCERS.get(cfg["type"])
     steps = []
     for stage in range(len(depths)) if stages is None else stages:
         if not 0 <= stage < len(depths):
@@ -152,7 +154,8 @@ def _check_numbers(step: StepSettings, where: str, depths: Sequence[int]) -> Non
     first, last = step.span
     if not 0 <= first < depth:
         raise PlanError(
-            f"{where}: span opens at block {first}, but stage {step.stage} has blocks 0..{depth - 1}"
+            f"{where}: span opens at block {first}, "
+            f"but stage {step.stage} has blocks 0..{depth - 1}"
         )
     if last is not None and not first <= last < depth:
         raise PlanError(
@@ -167,8 +170,9 @@ def _check_numbers(step: StepSettings, where: str, depths: Sequence[int]) -> Non
             raise PlanError(f"{where}: inside={kind!r}; legal: 'local', 'global'")
     if step.inside and len(step.inside) + len(set(step.replaces)) != len(span):
         raise PlanError(
-            f"{where}: span={step.span} has {len(span)} blocks, but {len(set(step.replaces))} replaced and "
-            f"{len(step.inside)} inside make {len(step.inside) + len(set(step.replaces))}; they must fill the span"
+            f"{where}: span={step.span} has {len(span)} blocks, but {len(set(step.replaces))} "
+            f"replaced and {len(step.inside)} inside make "
+            f"{len(step.inside) + len(set(step.replaces))}; they must fill the span"
         )
     if not isinstance(step.shrink, int) or step.shrink < 1:
         raise PlanError(f"{where}: shrink={step.shrink!r}; expected an integer of at least 1")

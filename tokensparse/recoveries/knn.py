@@ -10,10 +10,13 @@ from tokensparse.tokens import TokenMap, Tokens, as_map
 
 @RECOVERIES.register_module()
 class KNNRestore(Recovery):
-    """Every position is the inverse-distance mean of its k nearest tokens (three-point interpolation, PointNet++,
-    arXiv:1706.02413, Sec. 3.4; for dense prediction from reduced tokens: Expedit, arXiv:2210.01035).
+    """Every position is the inverse-distance mean of its k nearest tokens.
 
-    Distances are between centres in patch units, ties broken by index; tokens of size 0 are never neighbours.
+    Three-point interpolation is PointNet++'s (arXiv:1706.02413, Sec. 3.4); for dense prediction
+    from reduced tokens: Expedit (arXiv:2210.01035).
+
+    Distances are between centres in patch units, ties broken by index; tokens of size 0 are never
+    neighbours.
 
     Args:
         k: neighbours.
@@ -55,5 +58,5 @@ class KNNRestore(Recovery):
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """(B, M, C), (B, N, k) -> (B, N, k, C)."""
     flat = index.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[-1])
-    return x.gather(1, flat).unflatten(1, index.shape[1:])
-
+    gathered: Tensor = x.gather(1, flat).unflatten(1, index.shape[1:])
+    return gathered

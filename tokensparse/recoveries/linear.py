@@ -14,9 +14,10 @@ from tokensparse.tokens import TokenMap, Tokens, as_map
 class LinearRestore(Recovery):
     """Linear layers over the TOKEN axis, M tokens -> H * W positions.
 
-    With ``hidden`` it is SparseSwin's token-to-spatial converter (arXiv:2309.05224, released detection code): an MLP with a GELU after
-    both layers. Other grids resize the rows of the last layer as position embeddings are resized; other token counts resize
-    the columns of the first, times M_old / M.
+    With ``hidden`` it is SparseSwin's token-to-spatial converter (arXiv:2309.05224, released
+    detection code): an MLP with a GELU after both layers. Other grids resize the rows of the last
+    layer as position embeddings are resized; other token counts resize the columns of the first,
+    times M_old / M.
 
     Args:
         hidden: hidden units of the MLP, 0 for one linear layer.

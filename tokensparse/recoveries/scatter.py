@@ -11,11 +11,12 @@ from tokensparse.tokens import TokenMap, Tokens, as_map
 class Scatter(Recovery):
     """Follow the map back ("unmerge", ToMe for Stable Diffusion, arXiv:2303.17604, Sec. 3).
 
-    Merged tokens are copied to all their members; dropped ones come from the map before; soft maps are averaged by share. A
-    coarser map is pooled from the full one.
+    Merged tokens are copied to all their members; dropped ones come from the map before; soft maps
+    are averaged by share. A coarser map is pooled from the full one.
 
     Args:
-        skip_dim: channels before the reduction, where the width changed; only soft maps can follow that.
+        skip_dim: channels before the reduction, where the width changed; only soft maps can follow
+            that.
     """
 
     needs_map = True

@@ -20,14 +20,17 @@ from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
 
 @REDUCERS.register_module()
 class EViT(Reducer):
-    """Token reorganisation between attention and feed-forward (EViT, arXiv:2202.07800, Sec. 3.2-3.3).
+    """Reorganise tokens between attention and feed-forward (EViT, arXiv:2202.07800, Sec. 3.2-3.3).
 
-    Kept tokens come in descending order of score. The others become ONE token, last: their sum weighted by
-    the score, not normalised. Nothing changes where ``keep`` equals the number of tokens present.
+    Kept tokens come in descending order of score. The others become ONE token, last: their sum
+    weighted by the score, not normalised. Nothing changes where ``keep`` equals the number of
+    tokens present.
 
     Args:
-        keep: share of the tokens present (float, rounded up) or count (int), fused token not counted.
-        score: ``cls_attn`` asks for a class token; ``auto`` falls back to the mean attention received.
+        keep: share of the tokens present (float, rounded up) or count (int), fused token not
+            counted.
+        score: ``cls_attn`` asks for a class token; ``auto`` falls back to the mean attention
+            received.
     """
 
     where = "inside"

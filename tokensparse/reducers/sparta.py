@@ -14,13 +14,15 @@ from tokensparse.tokens import Hints, SoftMap, TokenMap, Tokens
 class SparTa(Reducer):
     """Sparse token converter (SparseSwin, arXiv:2309.05224, Sec. 3.2).
 
-    A 3 x 3 convolution changes the width; a linear layer over the SPATIAL axis mixes H * W positions into ``num_tokens``
-    tokens. The learned spatial map is resized for other grids, times N_old / N_new; at ``grid`` it is used as it is.
-    Its mixes are signed: a token's mass is shared by |W|.
+    A 3 x 3 convolution changes the width; a linear layer over the SPATIAL axis mixes H * W
+    positions into ``num_tokens`` tokens. The learned spatial map is resized for other grids, times
+    N_old / N_new; at ``grid`` it is used as it is. Its mixes are signed: a token's mass is shared
+    by |W|.
 
     Args:
         num_tokens: t.
-        out_dim: channels e of the tokens; default ``dim``. Another width asks for a step that stays open.
+        out_dim: channels e of the tokens; default ``dim``. Another width asks for a step that stays
+            open.
         position_code: add a fixed sine-cosine code after the convolution (released detection code).
     """
 
@@ -83,4 +85,3 @@ def _shares(weight: Tensor) -> Tensor:
     total = magnitude.sum(0, keepdim=True)
     even = torch.full_like(magnitude, 1.0 / weight.shape[0])
     return torch.where(total > 0, magnitude / total.clamp(min=1e-20), even).unsqueeze(0)
-

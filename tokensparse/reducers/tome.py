@@ -11,10 +11,11 @@ from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
 
 @REDUCERS.register_module()
 class ToMe(Reducer):
-    """Merge the ``r`` most similar pairs by bipartite soft matching (ToMe, arXiv:2210.09461, Sec. 3).
+    """Merge the ``r`` most similar pairs, matched bipartitely (ToMe, arXiv:2210.09461, Sec. 3).
 
-    Similarity is the cosine of the block's own keys, averaged over heads; a merged token is the size-weighted mean.
-    The new order is [unmerged A, B]. Later attention adds log(size) where ``proportional`` (Sec. 3, Eq. 1).
+    Similarity is the cosine of the block's own keys, averaged over heads; a merged token is the
+    size-weighted mean. The new order is [unmerged A, B]. Later attention adds log(size) where
+    ``proportional`` (Sec. 3, Eq. 1).
 
     Args:
         r: tokens to remove; at most half of those present are removed.
@@ -36,7 +37,8 @@ class ToMe(Reducer):
         super().__init__(dim, num_heads, grid)
         if not isinstance(r, int) or r < 0:
             raise ValueError(
-                f"r={r!r}; expected tokens to remove, an int >= 0 (lists and inflection go with plan=dict(every=...))"
+                f"r={r!r}; expected tokens to remove, an int >= 0 (lists and inflection go with "
+                "plan=dict(every=...))"
             )
         self.r = r
         self.proportional = proportional
@@ -72,9 +74,9 @@ class ToMe(Reducer):
         """``r`` constant, a list with one entry per block, or spread by ``inflection``.
 
         Args:
-            cfg: ``r``, and ``inflection`` in -1..1: -1 removes most in early blocks, 0 the same in all, 1 most in late ones
-                (released ToMe): block i removes int(first + i (last - first) / (L - 1)), first = int(r (1 - inflection)),
-                last = 2 r - first.
+            cfg: ``r``, and ``inflection`` in -1..1: -1 removes most in early blocks, 0 the same in
+                all, 1 most in late ones (released ToMe): block i removes int(first + i (last -
+                first) / (L - 1)), first = int(r (1 - inflection)), last = 2 r - first.
             depth: L.
 
         Returns:

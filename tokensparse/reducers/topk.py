@@ -19,11 +19,12 @@ from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
 
 @REDUCERS.register_module()
 class TopK(Reducer):
-    """Keep the ``keep`` most important tokens, in descending order of score (the baseline of EViT, arXiv:2202.07800, Sec. 4).
+    """Keep the best tokens, by falling score (EViT's baseline, arXiv:2202.07800, Sec. 4).
 
     Args:
         keep: share of the tokens present (float, rounded up) or count (int).
-        score: ``cls_attn`` asks for a class token; ``auto`` falls back to the mean attention received.
+        score: ``cls_attn`` asks for a class token; ``auto`` falls back to the mean attention
+            received.
     """
 
     where = "inside"

@@ -14,7 +14,7 @@ from tokensparse.tokens import HardMap, Hints, SoftMap, TokenMap, Tokens, Window
 
 @REDUCERS.register_module()
 class Windowed(Reducer):
-    """Run a reducer in every window: local, linear in the number of tokens, and every region keeps tokens.
+    """Run a reducer in every window: local, linear in the tokens, and every region keeps some.
 
     Grids that windows do not divide are padded at the right and bottom with tokens of size 0.
 
@@ -42,7 +42,8 @@ class Windowed(Reducer):
         inner = self.reducer
         if "cls_attn" in inner.needs:
             raise ValueError(
-                f"{type(inner).__name__} ranks by the class token, which no window holds; use score='auto'"
+                f"{type(inner).__name__} ranks by the class token, which no window holds; "
+                "use score='auto'"
             )
         self.where = inner.where
         self.needs = inner.needs
@@ -94,7 +95,8 @@ class Windowed(Reducer):
         def glue(x: Tensor | None) -> Tensor | None:
             if x is None:
                 return None
-            return x.expand(batch * windows, -1, -1).unflatten(0, (batch, windows)).flatten(1, 2)
+            split: Tensor = x.expand(batch * windows, -1, -1).unflatten(0, (batch, windows))
+            return split.flatten(1, 2)
 
         inner_hints = Hints(
             cut(hints.key),

@@ -1,0 +1,16 @@
+"""Swin-B on ImageNet-1K, 224 px: the dense model that reduced ones are held against.
+
+Paper: Swin Transformer (arXiv:2103.14030), Sec. 4.1 and App. A2.1.
+Recipe: the published one: AdamW, 300 epochs, 20 of warm-up, RandAugment, mixup, cutmix, erasing,
+    clipping at 5. Batch 1,024 = 8 x 128; the learning rate follows the batch linearly.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/dense/swin-b_in1k.py --launcher pytorch
+Cost: 300 epochs of 1.28 M images, 15.4 GMACs an image and forward pass; hours not measured.
+Published: 83.5 % top-1.
+Measured: not run
+"""
+
+_base_ = [
+    "../_base_/backbones/swin-b.py",
+    "../_base_/tasks/in1k_swin.py",
+    "../_base_/runtime.py",
+]

@@ -1,0 +1,151 @@
+"""Misspelt keys stop a run before data open."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from tokensparse.config_check import ConfigError, arguments, check_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(**options) -> Config:
+    cfg = Config.fromfile(ROOT / "configs/sparseswin_cls.py")
+    cfg.merge_from_dict({k.replace("__", "."): v for k, v in options.items()})
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "nearest"),
+    [
+        (dict(optim_wraper__optimizer__lr=1.0), "optim_wraper", "optim_wrapper"),
+        (dict(model__bakbone=dict(type="SparseSwin")), "bakbone", "backbone"),
+        (dict(model__backbone__drop_path_rat=0.1), "drop_path_rat", "drop_path_rate"),
+        (dict(model__head__loss__label_smothing=0.1), "label_smothing", "label_smoothing"),
+        (dict(model__head__num_clases=10), "num_clases", "num_classes"),
+        (dict(model__data_preprocessor__mixup=dict(mixup_alfa=0.8)), "mixup_alfa", "mixup_alpha"),
+        (dict(train_dataloader__bach_size=8), "bach_size", "batch_size"),
+        (dict(train_dataloader__dataset__imgsize=8), "imgsize", "img_size"),
+        (dict(train_dataloader__dataset__augment__hflp=0.5), "hflp", "hflip"),
+        (dict(train_dataloader__sampler__shufle=True), "shufle", "shuffle"),
+        (dict(optim_wrapper__optimizer__weigth_decay=0.1), "weigth_decay", "weight_decay"),
+        (dict(optim_wrapper__precison="fp32"), "precison", "precision"),
+        (dict(optim_wrapper__clip_grad__maxnorm=1.0), "maxnorm", "max_norm"),
+        (
+            dict(optim_wrapper__paramwise_cfg__norm_decaymult=0.0),
+            "norm_decaymult",
+            "norm_decay_mult",
+        ),
+        (dict(train_cfg__max_epoch=3), "max_epoch", "max_epochs"),
+        (dict(val_evaluator__topks=(1,)), "topks", "topk"),
+        (dict(default_hooks__checkpoint__intervall=3), "intervall", "interval"),
+        (dict(randomness__sead=3), "sead", "seed"),
+        (dict(env_cfg__cudnn_benchmrk=True), "cudnn_benchmrk", "cudnn_benchmark"),
+        (dict(visualizer__vis_backend=[]), "vis_backend", "vis_backends"),
+    ],
+)
+def test_misspelt_keys_are_named_with_the_nearest(options: dict, key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'.*did you mean '{nearest}'"):
+        check_config(config(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            dict(model__backbone__type="tokensparse.SparseSwim"),
+            "'tokensparse.SparseSwim'.*tokensparse.SparseSwin",
+        ),
+        (
+            dict(train_dataloader__dataset__type="tokensparse.DigitDataset"),
+            "tokensparse.DigitsDataset",
+        ),
+        (dict(optim_wrapper__optimizer__type="AdamWW"), "AdamW"),
+        (dict(default_hooks__chekpoint__interval=3), "default_hooks.chekpoint: has no 'type'"),
+        (
+            dict(model__backbone__init_cfg=dict(type="tokensparse.ReleasedInit", kinds="x")),
+            "kinds.*kind",
+        ),
+    ],
+)
+def test_unknown_types(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config(config(**options))
+
+
+VIT = dict(type="tokensparse.VisionTransformer", arch="tiny")
+EVIT = dict(stage=0, span=(3, None), reduce=dict(type="EViT", keep=0.7))
+GOOD_PLANS = [
+    [EVIT],
+    dict(every=dict(type="ToMe", r=13, inflection=0.0)),
+    dict(every=dict(type="ToMe", r=[8] * 7), stages=(0,), restore=dict(type="KNNRestore")),
+    dict(steps=[{**EVIT, "recover": dict(type="Scatter"), "span": (3, 5)}]),
+    [dict(reduce=dict(type="Windowed", reducer=dict(type="ToMe", r=3)))],
+]
+BAD_PLANS = [
+    ([{**EVIT, "spam": 3}], "spam.*span"),
+    ([{**EVIT, "reduce": dict(type="EViT", kep=0.7)}], "kep.*keep"),
+    ([{**EVIT, "reduce": dict(type="EVit")}], "EVit.*EViT"),
+    ([{**EVIT, "recover": dict(type="Scater")}], "Scater.*Scatter"),
+    (dict(every=dict(type="ToMe", r=13, inflexion=0.0)), "inflexion"),
+    ([dict(reduce=dict(type="Windowed", reducer=dict(type="ToMe", inflction=1)))], "inflction"),
+    (dict(evry=dict(type="ToMe")), "evry.*every"),
+    (dict(steps=[{**EVIT, "shrnk": 2}]), "shrnk.*shrink"),
+    (dict(every=dict(type="ToMe"), restore=dict(type="KNNRestor")), "KNNRestor.*KNNRestore"),
+]
+
+
+@pytest.mark.parametrize("plan", GOOD_PLANS)
+def test_plans_pass(plan) -> None:
+    check_config(config(model__backbone=dict(_delete_=True, **VIT, plan=plan)))
+
+
+@pytest.mark.parametrize(("plan", "message"), BAD_PLANS)
+def test_plans_are_checked_at_any_depth(plan, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config(config(model__backbone=dict(_delete_=True, **VIT, plan=plan)))
+
+
+def test_a_strangers_module_is_imported_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_reducer.py").write_text(
+        "from tokensparse.registry import REDUCERS\n"
+        "from tokensparse.reducers.topk import TopK\n"
+        "@REDUCERS.register_module()\n"
+        "class Strange(TopK):\n"
+        "    def __init__(self, *args, salt=0, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imports = dict(imports=["tokensparse", "strange_reducer"])
+    for keys, fine in ((dict(keep=0.5, salt=1), True), (dict(keep=0.5, salte=1), False)):
+        plan = [dict(reduce=dict(type="Strange", **keys))]
+        cfg = config(custom_imports=imports, model__backbone=dict(_delete_=True, **VIT, plan=plan))
+        if fine:
+            check_config(cfg)
+        else:
+            with pytest.raises(ConfigError, match=r"salte.*salt"):
+                check_config(cfg)
+
+
+def test_arguments_follow_kwargs_to_parents() -> None:
+    class Base:
+        def __init__(self, a, b=1):
+            pass
+
+    class Middle(Base):
+        pass
+
+    class Child(Middle):
+        def __init__(self, c, **kwargs):
+            pass
+
+    class Anything:
+        def __init__(self, **kwargs):
+            pass
+
+    assert arguments(Child) == {"a", "b", "c"}
+    assert arguments(Anything) is None
+    assert arguments(lambda x, *, y: None) == {"x", "y"}

@@ -1,0 +1,434 @@
+"""Loading refuses what is not what its name says, and apply_plan keeps a timm model's logits."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.swin_transformer import SwinTransformer as TimmSwin
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+
+import tokensparse
+from tests.small import image
+from tests.test_parity_dense import random_weights
+from tokensparse import apply_plan, load_released
+from tokensparse.checkpoint import SOURCES, CheckpointError, released_name, translate
+from tokensparse.checkpoint.openmmlab import blocks_of_channels
+from tokensparse.checkpoint.timm import TIMM_SWIN_RULES
+from tokensparse.ops.resize import resize_mixing, resize_positions
+from tokensparse.plan import PlanError
+
+VIT = dict(img_size=64, patch_size=8, embed_dim=64, depth=4, num_heads=4, num_classes=5)
+SWIN = dict(img_size=128, window_size=4, embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
+TOKENS = [dict(span=(1, None), reduce=dict(type="EViT", keep=0.5))]
+
+
+def vit(**settings: Any) -> nn.Module:
+    return random_weights(TimmViT(**{**VIT, **settings}))
+
+
+def swin(**settings: Any) -> nn.Module:
+    return random_weights(TimmSwin(**{**SWIN, "num_classes": 5, **settings}))
+
+
+def vit_state() -> dict[str, Tensor]:
+    return dict(vit().state_dict())
+
+
+@torch.no_grad()
+def same(ours: nn.Module, theirs: nn.Module, size: tuple[int, int]) -> bool:
+    img = image(size)
+    return torch.allclose(ours(img), theirs(img), atol=1e-5, rtol=0)
+
+
+# -- apply_plan --
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(global_pool="avg", fc_norm=False),
+        dict(global_pool="avg", fc_norm=False, class_token=False),
+        dict(reg_tokens=3),
+        dict(no_embed_class=True, reg_tokens=3),
+        dict(init_values=0.2),
+        dict(qkv_bias=False),
+        dict(proj_bias=False),
+        dict(pos_embed="none"),
+        dict(mlp_ratio=2.7),
+        dict(img_size=(64, 96)),
+        dict(norm_layer=lambda dim, **kw: nn.LayerNorm(dim, eps=1e-3)),
+    ],
+    ids=str,
+)
+def test_empty_plan_equals_timm_vit(settings: dict[str, Any]) -> None:
+    theirs = vit(**settings)
+    size = theirs.patch_embed.img_size
+    assert same(apply_plan(theirs, None), theirs, size)
+    assert same(apply_plan(theirs, []), theirs, size)
+
+
+def test_empty_plan_equals_timm_distilled() -> None:
+    theirs = random_weights(VisionTransformerDistilled(**VIT))
+    assert same(apply_plan(theirs), theirs, (64, 64))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(img_size=(128, 256)),
+        dict(qkv_bias=False),
+        dict(always_partition=True),
+        dict(depths=(2, 2), num_heads=(1, 2), img_size=(64, 32)),
+    ],
+    ids=str,
+)
+def test_empty_plan_equals_timm_swin(settings: dict[str, Any]) -> None:
+    theirs = swin(**settings)
+    assert same(apply_plan(theirs), theirs, theirs.patch_embed.img_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "attribute"),
+    [
+        (dict(qk_norm=True), "q_norm"),
+        (dict(scale_attn_norm=True), "attn.norm"),
+        (dict(pre_norm=True), "norm_pre"),
+        (dict(global_pool="avg"), "fc_norm"),
+        (dict(global_pool="map"), "attn_pool"),
+        (dict(global_pool="max", fc_norm=False), "global_pool"),
+        (dict(global_pool="avg", fc_norm=False, pool_include_prefix=True), "pool_include_prefix"),
+        (dict(act_layer="relu"), "mlp.act"),
+        (dict(norm_layer="rmsnorm"), "norm"),
+        (dict(final_norm=False), "norm"),
+        (dict(num_classes=0), "head"),
+        (dict(attn_layer="diff"), "attn"),
+        (dict(img_size=70), "img_size"),
+    ],
+    ids=str,
+)
+def test_vit_that_ours_cannot_equal(settings: dict[str, Any], attribute: str) -> None:
+    with pytest.raises(ValueError, match=f"apply_plan: .*{re.escape(attribute)} = .*supported"):
+        apply_plan(TimmViT(**{**VIT, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "attribute"),
+    [
+        (dict(img_size=64), "window_size"),
+        (dict(window_size=(4, 4, 2, 2)), "window_size"),
+        (dict(head_dim=8), "head_dim"),
+        (dict(global_pool="max"), "global_pool"),
+        (dict(num_classes=0), "head.fc"),
+        (dict(img_size=144), "input_resolution"),
+    ],
+    ids=str,
+)
+def test_swin_that_ours_cannot_equal(settings: dict[str, Any], attribute: str) -> None:
+    with pytest.raises(ValueError, match=f"apply_plan: .*{re.escape(attribute)} = .*supported"):
+        apply_plan(TimmSwin(**{**SWIN, "num_classes": 5, **settings}))
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="Linear is neither"):
+        apply_plan(nn.Linear(1, 1))
+
+
+def test_plan_runs_on_timm_weights() -> None:
+    theirs = vit()
+    before = {k: v.clone() for k, v in theirs.state_dict().items()}
+    model = apply_plan(theirs, TOKENS)
+    out, trace = model.backbone.forward_tokens(image((64, 64)))
+    assert [record.size.shape[1] for record in trace.steps] == [33]
+    assert out[0].shape == (2, 64) and not model.training
+    assert all(torch.equal(v, before[k]) for k, v in theirs.state_dict().items())
+
+
+def test_dtype_follows_the_model() -> None:
+    assert next(apply_plan(vit().double(), TOKENS).parameters()).dtype is torch.float64
+
+
+# -- overrides --
+
+
+def test_misspelt_override_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="'window_paddin'.*did you mean 'window_padding'"):
+        load_released("timm-swin", swin().state_dict(), window_paddin="masked")
+    with pytest.raises(ValueError, match="'num_head'.*did you mean 'num_heads'"):
+        load_released("timm-vit", vit_state(), num_head=4)
+
+
+def test_unknown_source_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="'tim-vit'.*did you mean 'timm-vit'"):
+        load_released("tim-vit", {})
+
+
+def test_sizes_are_not_overridden() -> None:
+    with pytest.raises(ValueError, match="patch_size is read off the tensors"):
+        load_released("timm-vit", vit_state(), patch_size=16)
+
+
+def test_heads() -> None:
+    assert load_released("timm-vit", vit_state()).backbone.stages[0].blocks["0"].attn.num_heads == 1
+    with pytest.raises(ValueError, match="num_heads=3 does not divide"):
+        load_released("timm-vit", vit_state(), num_heads=3)
+    with pytest.raises(ValueError, match="num_heads cannot be read off"):
+        load_released("timm-vit", vit(embed_dim=48).state_dict())
+
+
+@pytest.mark.parametrize("new", [96, (64, 128), 32])
+def test_position_embeddings_are_resized(new: Any) -> None:
+    """Built for another size, or built as released and given that size: the same logits."""
+    state = vit_state()
+    at_new = load_released("timm-vit", state, num_heads=4, img_size=new)
+    as_released = load_released("timm-vit", state, num_heads=4)
+    size = (new, new) if isinstance(new, int) else new
+    assert same(at_new, as_released, size)
+    table = at_new.backbone.pos_embed
+    assert torch.equal(table[:, :1], state["pos_embed"][:, :1])
+    wanted = resize_positions(state["pos_embed"][:, 1:], (8, 8), (size[0] // 8, size[1] // 8))
+    assert torch.allclose(table[:, 1:], wanted)
+
+
+def test_map_that_is_no_square() -> None:
+    theirs = vit(img_size=(64, 40))
+    with pytest.raises(CheckpointError, match="40 positions are no square.*img_size="):
+        load_released("timm-vit", theirs.state_dict(), num_heads=4)
+    ours = load_released("timm-vit", theirs.state_dict(), num_heads=4, img_size=(64, 40))
+    assert same(ours, theirs, (64, 40))
+
+
+def test_maps_of_a_classifier() -> None:
+    with pytest.warns(UserWarning, match="norm0.weight"):
+        model = load_released("timm-swin", swin().state_dict(), out_indices=(0, 3), img_size=128)
+    assert [tuple(m.shape[1:]) for m in model(image((128, 128)))] == [(16, 32, 32), (128, 4, 4)]
+
+
+# -- files --
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_wrong_file_is_refused(source: str) -> None:
+    other = swin() if source == "timm-vit" else vit()
+    with pytest.raises(CheckpointError, match=f"{source} weights: not what the name says. missing"):
+        load_released(source, other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.2.attn.qkv.weight"), "missing: blocks.2.attn.qkv.weight"),
+        (lambda s: s.pop("blocks.0.mlp.fc1.weight"), "missing: blocks.0.mlp.fc1.weight"),
+        (lambda s: s.pop("head.bias"), "missing: head.bias"),
+        (lambda s: s.update(neck=torch.zeros(1)), "not expected: neck"),
+        (
+            lambda s: s.update({"blocks.1.mlp.fc2.bias": torch.zeros(3)}),
+            r"misshapen: blocks.1.mlp.fc2.bias is \(3,\), expected \(64,\)",
+        ),
+    ],
+)
+def test_first_wrong_keys_are_named(
+    change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    state = vit_state()
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        load_released("timm-vit", state, num_heads=4)
+
+
+def test_missing_keys_carry_their_released_names() -> None:
+    theirs = TorchvisionSwin([4, 4], 16, [2, 2], [1, 2], [4, 4])
+    state = dict(theirs.state_dict())
+    del state["features.3.1.mlp.3.bias"], state["features.2.norm.weight"]
+    with pytest.raises(CheckpointError, match="features.2.norm.weight, features.3.1.mlp.3.bias"):
+        load_released("torchvision-swin", state)
+
+
+class Callback:
+    """A stranger's class inside a file."""
+
+
+def test_files(tmp_path: Path) -> None:
+    state = vit_state()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "parallel.pth"
+    )
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "plain.safetensors")
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "no_ending")
+    logits = [
+        load_released("timm-vit", f, num_heads=4)(image((64, 64))) for f in tmp_path.iterdir()
+    ]
+    assert len(logits) == 5
+    assert all(torch.equal(x, logits[0]) for x in logits)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"model": vit_state(), "hook": Callback()}, path)
+    with pytest.raises(CheckpointError, match=r"evil.pth is refused.*test_released.Callback"):
+        load_released("timm-vit", path)
+
+
+def test_damaged_and_absent_files(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).write_bytes(b"no weights at all")
+        with pytest.raises(CheckpointError, match=name):
+            load_released("timm-vit", tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
+        load_released("timm-vit", tmp_path / "absent.pth")
+    with pytest.raises(CheckpointError, match="no state dict"):
+        load_released("timm-vit", {"model": {"epoch": 3}})
+
+
+def test_derived_buffers_are_dropped() -> None:
+    theirs = swin()
+    state = dict(theirs.state_dict())
+    state["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 16, 16)
+    state["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(16, 16)
+    assert same(load_released("timm-swin", state, img_size=128), theirs, (128, 128))
+
+
+# -- plans --
+
+
+def test_plan_without_parameters_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    load_released("timm-vit", vit_state(), plan=TOKENS, num_heads=4)
+    assert not [w for w in recwarn if "initialisation" in str(w.message)]
+
+
+def test_plan_with_parameters_names_them() -> None:
+    plan = [
+        dict(
+            stage=2,
+            span=(1, 2),
+            reduce=dict(type="TopK", keep=0.5),
+            recover=dict(type="LinearRestore"),
+        )
+    ]
+    with pytest.warns(UserWarning, match=r"plan.steps.0.recover.fc.weight") as caught:
+        model = load_released("timm-swin", swin().state_dict(), plan=plan, img_size=128)
+    assert "blocks" not in str(caught[0].message)
+    blocks = model.backbone.stages[2].blocks
+    names = {n.split(".")[0] for n, _ in blocks.named_parameters() if n.endswith("bias_table")}
+    assert names == {"0", "1", "3"}
+
+
+def test_replaced_blocks_are_dropped() -> None:
+    step = dict(stage=2, span=(1, 3), reduce=dict(type="TopK", keep=0.5), replaces=(2,))
+    model = load_released("timm-swin", swin().state_dict(), plan=[step], img_size=128)
+    assert list(model.backbone.stages[2].blocks) == ["0", "1", "3"]
+
+
+def test_wrong_plan_is_refused() -> None:
+    with pytest.raises(PlanError, match="did you mean 'span'"):
+        load_released("timm-vit", vit_state(), plan=[dict(spn=(1, None), reduce=dict(type="TopK"))])
+
+
+# -- names and orders --
+
+
+def test_names_go_both_ways() -> None:
+    names = swin().state_dict()
+    renamed = translate(names, TIMM_SWIN_RULES)
+    assert not renamed.extra
+    assert [released_name(ours, TIMM_SWIN_RULES) for ours in renamed.state] == list(names)
+
+
+def test_official_swin() -> None:
+    """Its patch merging lies at the end of a layer; all else is timm's."""
+    theirs = swin()
+    state = {}
+    for name, value in theirs.state_dict().items():
+        name = re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", name)
+        state[name.replace("head.fc.", "head.")] = value
+    assert same(load_released("official-swin", {"model": state}, img_size=128), theirs, (128, 128))
+
+
+def test_mmpretrain_swin() -> None:
+    theirs = swin()
+    state = {}
+    for name, value in theirs.state_dict().items():
+        if "downsample" in name:
+            name = re.sub(r"layers\.(\d)", lambda m: f"layers.{int(m[1]) - 1}", name)
+            value = value.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3)
+            assert torch.equal(blocks_of_channels(value).sort(-1).values, value.sort(-1).values)
+        name = name.replace("layers.", "stages.").replace("attn.", "attn.w_msa.")
+        name = name.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
+        name = name.replace("embed.proj", "embed.projection")
+        name = re.sub(r"^norm\.", "norm3.", name)
+        state[name if name.startswith("head") else f"backbone.{name}"] = value
+    assert same(load_released("mmpretrain-swin", state, img_size=128), theirs, (128, 128))
+
+
+def test_mmpretrain_deit() -> None:
+    theirs = random_weights(VisionTransformerDistilled(**{**VIT, "norm_layer": None}))
+    state = {}
+    for name, value in theirs.state_dict().items():
+        name = name.replace("blocks.", "layers.").replace("norm1", "ln1").replace("norm2", "ln2")
+        name = name.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
+        name = re.sub(r"^norm\.", "ln1.", name.replace("embed.proj", "embed.projection"))
+        name = re.sub(r"^(head\w*)\.", r"head.layers.\1.", name)
+        state[name if name.startswith("head.") else f"backbone.{name}"] = value
+    assert same(load_released("mmpretrain-vit", state, num_heads=4), theirs, (64, 64))
+
+
+def test_whole_detector_gives_its_backbone() -> None:
+    backbones = pytest.importorskip("mmdet.models.backbones")
+    theirs = random_weights(
+        backbones.SwinTransformer(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    )
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items()}
+    state["neck.lateral_convs.0.conv.weight"] = torch.zeros(1)
+    ours = load_released("mmdet-swin", {"meta": {}, "state_dict": state}, out_indices=(1, 3))
+    maps, wanted = ours(image((224, 224))), theirs(image((224, 224)))
+    assert all(torch.allclose(a, wanted[i], atol=1e-5) for a, i in zip(maps, (1, 3), strict=True))
+    with pytest.raises(ValueError, match="hold no classifier"):
+        load_released("mmdet-swin", state, out_indices=None)
+
+
+# -- SparseSwin --
+
+
+def released_sparse_swin(dense: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Ours with random weights, and its state dict in the released names."""
+    trunk = dict(embed_dim=16, depths=(2, 2, 2), num_heads=(1, 2, 4))
+    arch = dict(num_tokens=9, token_dim=32, num_heads=4)
+    out_indices = (0, 1, 2, 3) if dense else None
+    backbone = tokensparse.backbones.SparseSwin(arch, trunk, 128, out_indices, window_size=4)
+    random_weights(backbone)
+    rules = SOURCES["sparseswin-det" if dense else "sparseswin"].rules
+    return backbone, {released_name(k, rules): v for k, v in backbone.state_dict().items()}
+
+
+def test_sparse_swin_is_resized() -> None:
+    backbone, state = released_sparse_swin(dense=False)
+    state.update({"fc_out.weight": torch.randn(5, 32), "fc_out.bias": torch.randn(5)})
+    model = load_released("sparseswin", state, sparta_heads=4, img_size=(96, 192))
+    weight = model.backbone.plan.steps[0].reduce.spatial.weight
+    wanted = resize_mixing(state["step4.convert_token.lin_t.weight"], (8, 8), (6, 12))
+    assert torch.allclose(weight, wanted)
+    (features,) = backbone(image((96, 192)))
+    logits = features @ state["fc_out.weight"].T + state["fc_out.bias"]
+    assert torch.allclose(model(image((96, 192))), logits, atol=1e-5)
+    with pytest.raises(ValueError, match="bring their own plan"):
+        load_released("sparseswin", state, plan=TOKENS, sparta_heads=4)
+    with pytest.raises(CheckpointError, match="sparta_heads=5 does not divide"):
+        load_released("sparseswin", state, sparta_heads=5)
+
+
+def test_dense_sparse_swin_is_resized() -> None:
+    backbone, state = released_sparse_swin(dense=True)
+    model = load_released("sparseswin-det", state, sparta_heads=4, img_size=(96, 192))
+    img = image((96, 192))
+    for ours, wanted in zip(model(img), backbone(img), strict=True):
+        assert torch.allclose(ours, wanted, atol=1e-5)

@@ -1,0 +1,103 @@
+"""Weights from a file, read without running anything that the file brings along."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_WRAPPERS = ("model", "state_dict")
+_DERIVED = ("relative_position_index", "attn_mask")
+
+
+class CheckpointError(ValueError):
+    """A file that is not what its name says, or that cannot be read safely."""
+
+
+def read_state(weights: str | Path | Mapping[str, Any]) -> State:
+    """Tensors by their released names.
+
+    Args:
+        weights: path of a safetensors file or of a file of ``torch.save``, or a state dict. What is
+            wrapped in ``model`` or ``state_dict`` is unwrapped, and a ``module.`` before every name
+            is cut off.
+
+    Returns:
+        The tensors; half precision becomes float32. Derived buffers (``relative_position_index``,
+        ``attn_mask``) are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file needs more than tensors, numbers and containers to be read, is
+            damaged, or holds no state dict.
+    """
+    name = "the state dict"
+    content: Any = weights
+    if not isinstance(weights, Mapping):
+        path = Path(weights)
+        name = str(path)
+        content = _read_file(path)
+    for _ in range(2):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        content = inner[0] if inner else content
+    wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if wrong or not content:
+        raise CheckpointError(
+            f"{name} holds no state dict: expected tensors by name, but "
+            f"{_some(wrong) or 'nothing'} is there"
+        )
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {
+        key.removeprefix(prefix): _single(value)
+        for key, value in content.items()
+        if not key.endswith(_DERIVED)
+    }
+
+
+def _some(names: list[Any]) -> str:
+    return ", ".join(str(name) for name in names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path.resolve()}")
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if path.suffix == ".safetensors" or head[8:] == b"{":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: reading it would run {_named_globals(path, error)}. Save its "
+            "state dict alone (torch.save(model.state_dict(), ...), or safetensors) where you trust the file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged, or no file of torch.save: {error}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, no state dict")
+    return content
+
+
+def _named_globals(path: Path, error: Exception) -> str:
+    """What a refused file wants to call."""
+    try:
+        found = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the listing itself fails on old formats; the message of the refusal remains
+        found = []
+    found = found or re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return ", ".join(sorted(set(found))) or f"unknown code ({error})"

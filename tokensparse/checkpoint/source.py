@@ -1,0 +1,212 @@
+"""What a family of released weights must say, and sizes read off tensors in our names.
+
+A family is one file of this package: it holds ``SOURCES``, a dict of :class:`Source` by name;
+nothing else has to be told.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tokensparse.checkpoint.names import Rule
+from tokensparse.checkpoint.reading import CheckpointError, State
+
+Settings = dict[str, Any]
+Grid = tuple[int, int]
+
+
+def unchanged(theirs: State) -> State:
+    """The state dict itself."""
+    return theirs
+
+
+class Source(NamedTuple):
+    """One family of released weights.
+
+    Attributes:
+        rules: released names to ours; head names start with ``head.``, all others belong to the
+            backbone.
+        settings: (state in our names, keywords of the caller) -> settings of the backbone that was
+            released.
+        prepare: released tensors before renaming: what no rule can say.
+        keywords: what cannot be read off the tensors.
+        dense: the file holds a backbone that gives maps, and no head.
+        own_plan: the backbone brings its plan along.
+        spatial: tensors that hold one value per position.
+        plain_maps: maps whose norm is not in the file come without a norm.
+    """
+
+    rules: tuple[Rule, ...]
+    settings: Callable[[State, Mapping[str, Any]], Settings]
+    prepare: Callable[[State], State] = unchanged
+    keywords: tuple[str, ...] = ()
+    dense: bool = False
+    own_plan: bool = False
+    spatial: tuple["Spatial", ...] = ()
+    plain_maps: bool = False
+
+
+class Spatial(NamedTuple):
+    """A tensor that holds one value per position, resized where ``img_size`` is overridden.
+
+    Attributes:
+        name: our name.
+        stride: pixels per position.
+        resize: (tensor, old grid, new grid) -> tensor.
+    """
+
+    name: str
+    stride: Callable[[Settings], int]
+    resize: Callable[[Tensor, Grid, Grid], Tensor]
+
+
+def count(state: State, template: str) -> int:
+    """How many consecutive numbers, from 0, stand in place of ``{}`` in the names."""
+    before, after = template.split("{}")
+    number = 0
+    while any(name.startswith(f"{before}{number}{after}") for name in state):
+        number += 1
+    return number
+
+
+def mlp_ratio(state: State, block: str) -> float:
+    """Hidden channels of a feed-forward as a multiple of its channels; the product is exact."""
+    hidden, dim = state[f"{block}.mlp.fc1.weight"].shape
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def side_of(places: int, what: str) -> int:
+    """Side of a square map, refused where there is none."""
+    side = math.isqrt(places)
+    if side * side != places:
+        raise CheckpointError(
+            f"{what}: {places} positions are no square map; say the size of the image that they "
+            "belong to: img_size=(rows, columns)"
+        )
+    return side
+
+
+def given_size(keywords: Mapping[str, Any], stride: int, places: int, what: str) -> Any:
+    """Image size that the file was made for: square, or the caller's where only that fits.
+
+    Args:
+        keywords: of the caller; ``img_size`` may be there.
+        stride: pixels per position.
+        places: positions in the file.
+        what: name for messages.
+
+    Returns:
+        (rows, columns) in pixels.
+    """
+    size = keywords.get("img_size")
+    if size is not None and math.isqrt(places) ** 2 != places:
+        rows, cols = (size, size) if isinstance(size, int) else size
+        if -(-rows // stride) * -(-cols // stride) == places:
+            return rows, cols
+    side = side_of(places, what) * stride
+    return side, side
+
+
+def vit_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Settings:
+    """Settings of ``VisionTransformer`` from tensors in our names.
+
+    Args:
+        state: tensors by our names.
+        keywords: ``num_heads``, ``img_size`` where given.
+        **fixed: what the family fixes, such as ``norm_eps``.
+
+    Returns:
+        Settings, with ``type``.
+
+    Raises:
+        KeyError: a tensor that must be there is not.
+        CheckpointError: something cannot be read off the tensors.
+    """
+    dim, chans, patch, _ = state["stem.proj.weight"].shape
+    depth = count(state, "stages.0.blocks.{}.")
+    prefix = [
+        state[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state
+    ]
+    places = state["pos_embed"].shape[1] - sum(prefix)
+    size = given_size(keywords, patch, places, "pos_embed")
+    block = "stages.0.blocks.0"
+    ratio = mlp_ratio(state, block)
+    heads = keywords.get("num_heads")
+    if heads is None:
+        if dim % 64:
+            raise CheckpointError(
+                f"num_heads cannot be read off the tensors, and {dim} channels are no multiple of "
+                "64; say num_heads=..."
+            )
+        heads = dim // 64
+    if dim % heads:
+        raise CheckpointError(f"num_heads={heads} does not divide the {dim} channels in the file")
+    arch = dict(
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=ratio,
+        qkv_bias=f"{block}.attn.qkv.bias" in state,
+    )
+    return dict(
+        type="tokensparse.VisionTransformer",
+        arch=arch,
+        img_size=size,
+        patch_size=patch,
+        in_chans=chans,
+        class_token="cls_token" in state,
+        distilled="dist_token" in state,
+        num_registers=state["reg_token"].shape[1] if "reg_token" in state else 0,
+        **fixed,
+    )
+
+
+def swin_trunk(state: State, stages: int) -> tuple[Settings, int]:
+    """(arch, window) of the first stages of a Swin, from tensors in our names."""
+    depths = tuple(count(state, f"stages.{i}.blocks.{{}}.") for i in range(stages))
+    tables = [
+        state[f"stages.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(stages)
+    ]
+    window = (math.isqrt(tables[0].shape[0]) + 1) // 2
+    arch = dict(
+        embed_dim=state["stem.proj.weight"].shape[0],
+        depths=depths,
+        num_heads=tuple(table.shape[1] for table in tables),
+        mlp_ratio=mlp_ratio(state, "stages.0.blocks.0"),
+        qkv_bias="stages.0.blocks.0.attn.qkv.bias" in state,
+    )
+    return arch, window
+
+
+def swin_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Settings:
+    """Settings of ``SwinTransformer`` from tensors in our names; see :func:`vit_settings`."""
+    stages = count(state, "stages.{}.blocks.")
+    arch, window = swin_trunk(state, max(stages, 1))
+    weight = state["stem.proj.weight"]
+    settings = dict(
+        type="tokensparse.SwinTransformer",
+        arch=arch,
+        img_size=window * weight.shape[2] * 2 ** (stages - 1),
+        window_size=window,
+        patch_size=weight.shape[2],
+        in_chans=weight.shape[1],
+        **fixed,
+    )
+    norms = tuple(i for i in range(stages) if f"norm{i}.weight" in state)
+    return {**settings, "out_indices": norms} if norms else settings
+
+
+def keep_prefix(theirs: State, prefix: str) -> State:
+    """Where names start with a prefix: those names, without it; else everything."""
+    inner = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
+    return inner or theirs
+
+
+def last_number(theirs: State, pattern: str) -> int:
+    """The largest number that a pattern's group finds at the start of a name, or -1."""
+    found = [re.match(pattern, name) for name in theirs]
+    return max((int(match.group(1)) for match in found if match), default=-1)

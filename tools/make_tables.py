@@ -1,0 +1,89 @@
+"""Write configs/<method>/README.md from its metafile.yml; ``--check`` only compares."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = (
+    "| config | model | data | parameters (M) | GMACs | published top-1 (%) | measured top-1 (%) |"
+)
+
+
+def table(meta: dict[str, Any], folder: Path) -> str:
+    """The README of one method.
+
+    Args:
+        meta: content of its metafile.
+        folder: where the README lies; links are relative to it.
+    """
+    lines = [
+        f"# {meta['collection']}",
+        "",
+        "Made by `python tools/make_tables.py` from `metafile.yml`; edit that.",
+        "",
+        "Papers: " + ", ".join(f"<{url}>" for url in meta["papers"]) + ".",
+        "GMACs are multiply-accumulates of one image and forward pass, in 10^9.",
+        "",
+        HEADER,
+        "|" + "---|" * (HEADER.count("|") - 1),
+    ]
+    notes: list[str] = []
+    for model in meta["models"]:
+        lines.append(row(model, folder, notes))
+    if notes:
+        lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
+    """One model; how its figure was measured goes to the notes."""
+    config = ROOT / model["config"]
+    link = up(config, folder)
+    published = (model.get("published") or {}).get("top1")
+    measured = model.get("measured")
+    shown = "not run"
+    if measured:
+        notes.append(measured["how"])
+        shown = f"{measured['top1']:.2f} ({len(notes)})"
+    cells = [
+        f"[{config.stem}]({link})",
+        model["model"],
+        model["data"],
+        "" if model["parameters"] is None else f"{model['parameters'] / 1e6:.2f}",
+        "" if model["gmacs"] is None else f"{model['gmacs']:.2f}",
+        "" if published is None else f"{published:.2f}",
+        shown,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def up(path: Path, folder: Path) -> Path:
+    """``path`` relative to ``folder`` or to the one above it."""
+    if path.is_relative_to(folder):
+        return path.relative_to(folder)
+    return Path("..") / path.relative_to(folder.parent)
+
+
+def main() -> None:
+    """Write or compare every table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where a table differs")
+    args = parser.parse_args()
+    stale = []
+    for metafile in sorted(ROOT.glob("configs/*/metafile.yml")):
+        readme = metafile.with_name("README.md")
+        text = table(yaml.safe_load(metafile.read_text()), metafile.parent)
+        if args.check and (not readme.is_file() or readme.read_text() != text):
+            stale.append(str(readme.relative_to(ROOT)))
+        elif not args.check:
+            readme.write_text(text)
+    if stale:
+        sys.exit(f"stale: {', '.join(stale)}; run python tools/make_tables.py")
+
+
+if __name__ == "__main__":
+    main()

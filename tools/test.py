@@ -1,0 +1,55 @@
+"""Measure a checkpoint: ``python tools/test.py <config> <checkpoint>``."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+
+import tokensparse  # noqa: F401  registers everything
+from tokensparse.classification.runner import Runner, part
+from tokensparse.config_check import check_config
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags that mmdet's users know."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument("checkpoint", help="path of the weights")
+    parser.add_argument("--work-dir", help="folder of the log; default work_dirs/<config>")
+    parser.add_argument("--out", help="write the metrics to this JSON file")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+        cfg.launcher = args.launcher
+        if args.work_dir or cfg.get("work_dir") is None:
+            cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem))
+        check_config(cfg)
+        cfg.load_from = args.checkpoint
+        if "backbone" in cfg.model:
+            cfg.model.backbone.init_cfg = None
+        metrics = Runner.from_cfg(cfg).test()
+        if args.out and is_main_process():
+            Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
+        part()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
