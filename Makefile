@@ -5,7 +5,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --no-input --disable-pip-version-check \
           --constraint requirements/constraints.txt
-SOURCES := tokensparse tests tools configs
+SOURCES := tokensparse tests tools configs docs
 
 # One stamp per layer of the installation; it is renewed when a file that it depends on is newer.
 VENV_STAMP  := $(VENV)/.stamp-venv
@@ -13,6 +13,9 @@ TRAIN_STAMP := $(VENV)/.stamp-train
 DEV_STAMP   := $(VENV)/.stamp-dev
 MM_STAMP    := $(VENV)/.stamp-mm
 PINS        := requirements/constraints.txt setup.py
+
+# Where there is a GPU but no nvcc, mmcv's CUDA ops cannot be compiled: hide the GPU and build the CPU ops.
+MMCV_ENV := MMCV_WITH_OPS=1 $(if $(shell command -v nvcc 2>/dev/null),,CUDA_VISIBLE_DEVICES=)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -68,17 +71,17 @@ $(DEV_STAMP): $(TRAIN_STAMP) requirements/tests.txt
 	@touch $@
 
 # A wheel of mmcv without ops, or one compiled for another torch, may lie in pip's cache: then build it anew.
-# Where there is a GPU but no nvcc, mmcv's CUDA ops cannot be compiled: its CPU ops are, with the GPU hidden.
 $(MM_STAMP): $(DEV_STAMP) $(foreach n,mm det seg,requirements/$(n).txt)
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
 	  { echo "mmcv is compiled and needs a C++ compiler. On Debian and Ubuntu: apt-get install build-essential" >&2; exit 1; }
 	@echo "==> Building mmcv from source (5 to 10 minutes on 2 cores; seconds where pip has kept the wheel)"
-	@command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
-	  export MMCV_WITH_OPS=1; \
-	  $(PIP) --no-build-isolation onedl-mmcv && \
-	  { $(PY) tools/check_install.py --mmcv >/dev/null 2>&1 || \
-	    { echo "==> The mmcv that is there does not work: building it anew"; \
-	      $(PIP) --no-build-isolation --no-cache-dir --no-deps --force-reinstall onedl-mmcv; }; }
+	@$(MMCV_ENV) $(PIP) --no-build-isolation onedl-mmcv
+	@$(PY) -c 'import cv2' 2>/dev/null || \
+	  { echo "==> opencv-python needs libGL, which is not here: taking its headless build (seconds)"; \
+	    $(PIP) --force-reinstall --no-deps opencv-python-headless; }
+	@$(PY) tools/check_install.py --mmcv >/dev/null 2>&1 || \
+	  { echo "==> The mmcv that is there does not work: building it anew (5 to 10 minutes)"; \
+	    $(MMCV_ENV) $(PIP) --no-build-isolation --no-cache-dir --no-deps --force-reinstall onedl-mmcv; }
 	@$(PY) tools/check_install.py --mmcv
 	@echo "==> Installing mmdet, mmseg and what they need (under a minute)"
 	@$(PIP) --no-build-isolation -r requirements/mm.txt -r requirements/det.txt -r requirements/seg.txt

@@ -16,6 +16,9 @@ SETTINGS = {
     "SparTa": dict(type="SparTa", num_tokens=10),
     "Windowed[TopK]": dict(type="Windowed", window=4, reducer=dict(type="TopK", keep=5)),
     "Windowed[ToMe]": dict(type="Windowed", window=4, reducer=dict(type="ToMe", r=5)),
+    "STGM": dict(type="STGM", num_tokens=4),
+    "STGM in windows": dict(type="STGM", num_tokens=4, window=4),
+    "STGM over the border": dict(type="STGM", num_tokens=4, window=4, spec="released-det"),
     "Windowed[SparTa]": dict(type="Windowed", window=4, reducer=dict(type="SparTa", num_tokens=3)),
 }
 MERGES = [name for name in SETTINGS if "TopK" not in name]

@@ -1,4 +1,4 @@
-"""Loading refuses what is not what its name says, and apply_plan keeps a timm model's logits."""
+"""Loading refuses what is not what its name says; a plan takes what it needs."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 import tokensparse
 from tests.small import image
 from tests.test_parity_dense import random_weights
-from tokensparse import apply_plan, load_released
+from tokensparse import load_released
 from tokensparse.checkpoint import SOURCES, CheckpointError, released_name, translate
 from tokensparse.checkpoint.openmmlab import blocks_of_channels
 from tokensparse.checkpoint.timm import TIMM_SWIN_RULES
@@ -45,115 +45,6 @@ def vit_state() -> dict[str, Tensor]:
 def same(ours: nn.Module, theirs: nn.Module, size: tuple[int, int]) -> bool:
     img = image(size)
     return torch.allclose(ours(img), theirs(img), atol=1e-5, rtol=0)
-
-
-# -- apply_plan --
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(),
-        dict(global_pool="avg", fc_norm=False),
-        dict(global_pool="avg", fc_norm=False, class_token=False),
-        dict(reg_tokens=3),
-        dict(no_embed_class=True, reg_tokens=3),
-        dict(init_values=0.2),
-        dict(qkv_bias=False),
-        dict(proj_bias=False),
-        dict(pos_embed="none"),
-        dict(mlp_ratio=2.7),
-        dict(img_size=(64, 96)),
-        dict(norm_layer=lambda dim, **kw: nn.LayerNorm(dim, eps=1e-3)),
-    ],
-    ids=str,
-)
-def test_empty_plan_equals_timm_vit(settings: dict[str, Any]) -> None:
-    theirs = vit(**settings)
-    size = theirs.patch_embed.img_size
-    assert same(apply_plan(theirs, None), theirs, size)
-    assert same(apply_plan(theirs, []), theirs, size)
-
-
-def test_empty_plan_equals_timm_distilled() -> None:
-    theirs = random_weights(VisionTransformerDistilled(**VIT))
-    assert same(apply_plan(theirs), theirs, (64, 64))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(),
-        dict(img_size=(128, 256)),
-        dict(qkv_bias=False),
-        dict(always_partition=True),
-        dict(depths=(2, 2), num_heads=(1, 2), img_size=(64, 32)),
-    ],
-    ids=str,
-)
-def test_empty_plan_equals_timm_swin(settings: dict[str, Any]) -> None:
-    theirs = swin(**settings)
-    assert same(apply_plan(theirs), theirs, theirs.patch_embed.img_size)
-
-
-@pytest.mark.parametrize(
-    ("settings", "attribute"),
-    [
-        (dict(qk_norm=True), "q_norm"),
-        (dict(scale_attn_norm=True), "attn.norm"),
-        (dict(pre_norm=True), "norm_pre"),
-        (dict(global_pool="avg"), "fc_norm"),
-        (dict(global_pool="map"), "attn_pool"),
-        (dict(global_pool="max", fc_norm=False), "global_pool"),
-        (dict(global_pool="avg", fc_norm=False, pool_include_prefix=True), "pool_include_prefix"),
-        (dict(act_layer="relu"), "mlp.act"),
-        (dict(norm_layer="rmsnorm"), "norm"),
-        (dict(final_norm=False), "norm"),
-        (dict(num_classes=0), "head"),
-        (dict(attn_layer="diff"), "attn"),
-        (dict(img_size=70), "img_size"),
-    ],
-    ids=str,
-)
-def test_vit_that_ours_cannot_equal(settings: dict[str, Any], attribute: str) -> None:
-    with pytest.raises(ValueError, match=f"apply_plan: .*{re.escape(attribute)} = .*supported"):
-        apply_plan(TimmViT(**{**VIT, **settings}))
-
-
-@pytest.mark.parametrize(
-    ("settings", "attribute"),
-    [
-        (dict(img_size=64), "window_size"),
-        (dict(window_size=(4, 4, 2, 2)), "window_size"),
-        (dict(head_dim=8), "head_dim"),
-        (dict(global_pool="max"), "global_pool"),
-        (dict(num_classes=0), "head.fc"),
-        (dict(img_size=144), "input_resolution"),
-    ],
-    ids=str,
-)
-def test_swin_that_ours_cannot_equal(settings: dict[str, Any], attribute: str) -> None:
-    with pytest.raises(ValueError, match=f"apply_plan: .*{re.escape(attribute)} = .*supported"):
-        apply_plan(TimmSwin(**{**SWIN, "num_classes": 5, **settings}))
-
-
-def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="Linear is neither"):
-        apply_plan(nn.Linear(1, 1))
-
-
-def test_plan_runs_on_timm_weights() -> None:
-    theirs = vit()
-    before = {k: v.clone() for k, v in theirs.state_dict().items()}
-    model = apply_plan(theirs, TOKENS)
-    out, trace = model.backbone.forward_tokens(image((64, 64)))
-    assert [record.size.shape[1] for record in trace.steps] == [33]
-    assert out[0].shape == (2, 64) and not model.training
-    assert all(torch.equal(v, before[k]) for k, v in theirs.state_dict().items())
-
-
-def test_dtype_follows_the_model() -> None:
-    assert next(apply_plan(vit().double(), TOKENS).parameters()).dtype is torch.float64
 
 
 # -- overrides --
@@ -232,6 +123,14 @@ def test_wrong_file_is_refused(source: str) -> None:
         (
             lambda s: s.update({"blocks.1.mlp.fc2.bias": torch.zeros(3)}),
             r"misshapen: blocks.1.mlp.fc2.bias is \(3,\), expected \(64,\)",
+        ),
+        (
+            lambda s: s.update({"blocks.0.mlp.fc1.weight": torch.zeros(128, 64)}),
+            r"misshapen: blocks.0.mlp.fc1.weight is \(128, 64\), expected \(256, 64\)",
+        ),
+        (
+            lambda s: s.update({"patch_embed.proj.weight": torch.zeros(64, 192)}),
+            r"misshapen: \(64, 192\)",
         ),
     ],
 )

@@ -1,12 +1,12 @@
-"""Initial centres of semantic tokens: one per region of a window (STViT, arXiv:2303.08685, Sec. 3.2).
+"""Initial centres of semantic tokens, one a region (STViT, arXiv:2303.08685, Sec. 3.2).
 
 Shapes: V windows (over the batch) of w x w places, s x s centres a window, C channels.
 """
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
-from timm.layers import LayerNorm2d
 
 
 def max_pooled(x: Tensor, valid: Tensor | None, side: int) -> Tensor:
@@ -30,9 +30,10 @@ def max_pooled(x: Tensor, valid: Tensor | None, side: int) -> Tensor:
 class MaskOffset(nn.Module):
     """Intra-region mask and inter-region offset: the paper's spatial initialisation.
 
-    A light branch (depth-wise convolution, layer norm, GELU, convolution) predicts for every place a mask logit and a displacement.
-    A region's displacement is the mean over its places, at most one region's size; the region's centre is the mean of the
-    displaced places weighted by the softmax of their mask logits.
+    A light branch (depth-wise convolution, layer norm, GELU, convolution) predicts for every place
+    a mask logit and a displacement. A region's displacement is the mean over its places, at most
+    one region's size; the region's centre is the mean of the displaced places weighted by the
+    softmax of their mask logits.
 
     Args:
         dim: C.
@@ -79,7 +80,10 @@ class MaskOffset(nn.Module):
 
 
 def _places(offset: Tensor, side: int, count: int) -> Tensor:
-    """Sampling places in -1..1: (V, 2, s, s) displacements -> (V, s * count, s * count, 2), count places a region's side."""
+    """Sampling places in -1..1, count along a region's side.
+
+    (V, 2, s, s) displacements -> (V, s * count, s * count, 2).
+    """
     axis = (torch.arange(side * count, device=offset.device) + 0.5) * (2.0 / (side * count)) - 1.0
     rows, cols = torch.meshgrid(axis, axis, indexing="ij")
     moved = offset.repeat_interleave(count, 2).repeat_interleave(count, 3) * (2.0 / side)

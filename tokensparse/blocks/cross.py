@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 
 class CrossBlock(nn.Module):
-    """x' = q + attention(norm1(q), norm1(kv)); x' += mlp(norm2(x')), with the attention itself left to the caller.
+    """x' = q + attention(norm1(q), norm1(kv)); x' += mlp(norm2(x')).
+
+    The attention itself is left to the caller.
 
     One norm serves queries and keys (released STViT-R). Queries, and keys and values, are projected
     by separate layers.
@@ -60,7 +62,7 @@ class CrossBlock(nn.Module):
         return self.keys_values(zero)[0]
 
     def add_attention(self, residual: Tensor | None, out: Tensor) -> Tensor:
-        """First half: project what attention gave (..., C), scale, add to ``residual`` where there is one."""
+        """First half: project what attention gave (..., C), scale, add to ``residual`` if any."""
         out = self.ls1(self.proj(out))
         return out if residual is None else residual + self.drop_path(out)
 

@@ -29,7 +29,7 @@ class PatchStem(nn.Module):
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, img: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, 3, h, w) -> (B, H * W, C), row-major; patches do not overlap, so ``valid`` changes nothing."""
+        """(B, 3, h, w) -> (B, H * W, C), row-major; ``valid`` changes nothing: no overlap."""
         h, w = img.shape[-2:]
         grid = grid_of((h, w), self.stride)
         pad = (0, grid[1] * self.stride - w, 0, grid[0] * self.stride - h)
@@ -39,7 +39,9 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two 3 x 3 stride-2 convolutions, each with batch norm and Hardswish (STViT, arXiv:2303.08685, Sec. 3.3).
+    """Two 3 x 3 stride-2 convolutions with batch norm and Hardswish.
+
+    STViT, arXiv:2303.08685, Sec. 3.3.
 
     The image is zero-padded at the right and bottom to a multiple of 4.
 

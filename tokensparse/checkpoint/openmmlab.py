@@ -29,7 +29,8 @@ def blocks_of_channels(x: Tensor) -> Tensor:
 
     The blocks are places (0,0), (1,0), (0,1), (1,1) of (row, column).
     """
-    return x.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+    blocks: Tensor = x.unflatten(-1, (-1, 2, 2)).transpose(-1, -3)
+    return blocks.flatten(-3)
 
 
 _STAGE = "stages.{i}.blocks.{j}"

@@ -84,7 +84,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: reading it would run {_named_globals(path, error)}. Save its "
-            "state dict alone (torch.save(model.state_dict(), ...), or safetensors) where you trust the file"
+            "state dict alone (torch.save(model.state_dict(), ...), or safetensors) where "
+            "you trust the file"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged, or no file of torch.save: {error}") from error

@@ -6,6 +6,7 @@ nothing else has to be told.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from tokensparse.checkpoint.names import Rule
 from tokensparse.checkpoint.reading import CheckpointError, State
 
 Settings = dict[str, Any]
+_FC1 = re.compile(r"stages\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
 Grid = tuple[int, int]
 
 
@@ -63,6 +65,16 @@ class Spatial(NamedTuple):
     resize: Callable[[Tensor, Grid, Grid], Tensor]
 
 
+def patch_weight(state: State) -> Tensor:
+    """(C, channels, side, side): weight of the patch convolution; refused where it is none."""
+    weight = state["stem.proj.weight"]
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise CheckpointError(
+            f"patch convolution misshapen: {tuple(weight.shape)}, expected (C, in, side, side)"
+        )
+    return weight
+
+
 def count(state: State, template: str) -> int:
     """How many consecutive numbers, from 0, stand in place of ``{}`` in the names."""
     before, after = template.split("{}")
@@ -73,8 +85,16 @@ def count(state: State, template: str) -> int:
 
 
 def mlp_ratio(state: State, block: str) -> float:
-    """Hidden channels of a feed-forward as a multiple of its channels; the product is exact."""
-    hidden, dim = state[f"{block}.mlp.fc1.weight"].shape
+    """Hidden channels of a feed-forward as a multiple of its channels; the product is exact.
+
+    Of the blocks of one width the commonest counts, so that one misshapen layer is found out.
+    """
+    shape = state[f"{block}.mlp.fc1.weight"].shape
+    alike = [w.shape for name, w in state.items() if _FC1.fullmatch(name) and w.ndim == 2]
+    same_width = Counter(s for s in alike if s[1:] == shape[1:]) or Counter(alike)
+    if not same_width:
+        raise CheckpointError(f"feed-forwards are misshapen: {tuple(shape)}, expected (hidden, C)")
+    hidden, dim = same_width.most_common(1)[0][0]
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -126,7 +146,7 @@ def vit_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Set
         KeyError: a tensor that must be there is not.
         CheckpointError: something cannot be read off the tensors.
     """
-    dim, chans, patch, _ = state["stem.proj.weight"].shape
+    dim, chans, patch, _ = patch_weight(state).shape
     depth = count(state, "stages.0.blocks.{}.")
     prefix = [
         state[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state
@@ -173,7 +193,7 @@ def swin_trunk(state: State, stages: int) -> tuple[Settings, int]:
     ]
     window = (math.isqrt(tables[0].shape[0]) + 1) // 2
     arch = dict(
-        embed_dim=state["stem.proj.weight"].shape[0],
+        embed_dim=patch_weight(state).shape[0],
         depths=depths,
         num_heads=tuple(table.shape[1] for table in tables),
         mlp_ratio=mlp_ratio(state, "stages.0.blocks.0"),
@@ -186,7 +206,7 @@ def swin_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Se
     """Settings of ``SwinTransformer`` from tensors in our names; see :func:`vit_settings`."""
     stages = count(state, "stages.{}.blocks.")
     arch, window = swin_trunk(state, max(stages, 1))
-    weight = state["stem.proj.weight"]
+    weight = patch_weight(state)
     settings = dict(
         type="tokensparse.SwinTransformer",
         arch=arch,

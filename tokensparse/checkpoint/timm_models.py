@@ -168,7 +168,8 @@ def describe_swin(model: Any) -> tuple[State, Settings]:
             f"{name}.window_size",
             block.window_size,
             f"one square window for all stages ({window[0]}): timm shrinks windows to small maps "
-            "and scales them with the image; build it with a larger img_size, or with always_partition=True",
+            "and scales them with the image; build it with a larger "
+            "img_size, or with always_partition=True",
         )
         _need(block.always_partition == always, f"{name}.always_partition", not always, str(always))
         _check_shift(name, block)
@@ -198,7 +199,7 @@ def _swin_norms(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_shift(name: str, block: Any) -> None:
-    """Refuse padded, shifted windows: timm shifts first; ours pads first, as torchvision and mmdet."""
+    """Refuse padded and shifted windows: timm shifts first, ours pads first (as torchvision)."""
     padded = [r % w for r, w in zip(block.input_resolution, block.window_size, strict=True)]
     fine = not any(block.shift_size) or not any(padded)
     _need(

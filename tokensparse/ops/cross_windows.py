@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokensparse.ops.attention import HIDDEN, Form, attend
 
-#: Padding of windows: hidden from everything; as the released mask has it; or taking part everywhere.
+#: Padding of windows: hidden; as the released mask has it; or taking part everywhere.
 Padding = Literal["masked", "released", "attended"]
 
 
@@ -32,7 +32,9 @@ class KeyWindows(NamedTuple):
 
 
 def clamped_windows(grid: tuple[int, int], window: int, side: int) -> KeyWindows:
-    """Enlarged windows that stay inside the map: start at clamp(window i - margin, 0, H - side) (STViT, arXiv:2303.08685, Sec. 3.3).
+    """Enlarged windows inside the map: start at clamp(window i - margin, 0, H - side).
+
+    STViT, arXiv:2303.08685, Sec. 3.3.
 
     Args:
         grid: (H, W) of the keys.
@@ -52,7 +54,7 @@ def clamped_windows(grid: tuple[int, int], window: int, side: int) -> KeyWindows
 
 
 def centred_windows(windows: tuple[int, int], stride: int, side: int) -> KeyWindows:
-    """Enlarged windows centred on the query windows, reaching over the border (STViT-R, released detection code).
+    """Enlarged windows around the query windows, over the border too (STViT-R, released code).
 
     Args:
         windows: (R, S) query windows.
@@ -78,7 +80,7 @@ def attend_windows(
     hidden: Tensor | None = None,
     border_hidden: bool = True,
     extra: Tensor | None = None,
-    form: Form | str = "auto",
+    form: Form | Literal["auto"] = "auto",
 ) -> Tensor:
     """Every window of queries attends to its window of keys.
 
@@ -146,7 +148,10 @@ def _bias(
 
 
 def grown(kv: Tensor, grid: tuple[int, int], border: Tensor) -> Tensor:
-    """Pad a key map at the right and bottom: (B, H, W, 2, h, D) -> (B, *grid, 2, h, D), filled with ``border`` (2, h, D)."""
+    """Pad a key map right and below: (B, H, W, 2, h, D) -> (B, *grid, 2, h, D).
+
+    The new places hold ``border`` (2, h, D).
+    """
     border = border.to(kv.dtype)
     batch, height, width = kv.shape[:3]
     if grid[1] > width:
@@ -167,14 +172,15 @@ def released_hidden(
 ) -> tuple[Tensor | None, bool]:
     """The padding masks of the released STViT-R detection code, faults included.
 
-    ``attended`` masks nothing. ``released`` masks nothing where there is no padding, not even places over the border; with padding
-    along one axis, that strip; along both, the corner alone.
+    ``attended`` masks nothing. ``released`` masks nothing where there is no padding, not even
+    places over the border; with padding along one axis, that strip; along both, the corner alone.
 
     Args:
         padding: ``attended`` or ``released``.
         grid: (H, W) of the image tokens, which fixes how many rows and columns are padded.
         window: side of a window of image tokens.
-        target: (rows, columns) of the map that the mask indexes: the padded map, or the semantic grid.
+        target: (rows, columns) of the map that the mask indexes: the padded map, or the semantic
+            grid.
         device: of the mask.
 
     Returns:

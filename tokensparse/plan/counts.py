@@ -28,6 +28,7 @@ class BlockCount(NamedTuple):
         feed: tokens in the feed-forward.
         out: tokens that leave the block, after steps that close there.
         grid: (H, W) of the tokens in attention, or None.
+        open: steps that are open when the block ends, outermost first: (index, tokens before, grid before).
     """
 
     stage: int
@@ -38,6 +39,7 @@ class BlockCount(NamedTuple):
     feed: int
     out: int
     grid: Grid | None
+    open: tuple[tuple[int, int, Grid | None], ...] = ()
 
 
 class StepCount(NamedTuple):
@@ -51,6 +53,7 @@ class StepCount(NamedTuple):
         n_start: tokens that entered the stage.
         grid_in: (H, W) of what goes in, or None.
         grid_out: (H, W) of what comes out, or None.
+        before: tokens and grid before the reduction, for a way back.
     """
 
     step: int
@@ -60,6 +63,7 @@ class StepCount(NamedTuple):
     n_start: int
     grid_in: Grid | None
     grid_out: Grid | None
+    before: tuple[int, Grid | None] | None = None
 
 
 @dataclass
@@ -89,7 +93,10 @@ class Walk:
         wanted = step.wanted_grid(grid)
         out = n if wanted is None else wanted[0] * wanted[1]
         event = "recover" if step.recovers else "restore"
-        self.steps.append(StepCount(index, event, out, self.n, self.n_start, self.grid, wanted))
+        before = (n, grid)
+        self.steps.append(
+            StepCount(index, event, out, self.n, self.n_start, self.grid, wanted, before)
+        )
         self.n, self.grid = out, wanted
 
 
@@ -145,7 +152,9 @@ def _follow_block(plan: "Plan", walk: Walk, stage: int, block: int, strict: bool
         while walk.stack and walk.stack[-1][0] != step.index:
             walk.close(plan)
         walk.close(plan)
-    walk.blocks.append(BlockCount(stage, block, spec.kind, keys, queries, feed, walk.n, grid))
+    walk.blocks.append(
+        BlockCount(stage, block, spec.kind, keys, queries, feed, walk.n, grid, tuple(walk.stack))
+    )
 
 
 def _refuse(plan: "Plan", walk: Walk, step: "Step") -> None:

@@ -1,7 +1,9 @@
-"""AttentionRestore: the tokens before the reduction ask the reduced ones (STViT-R, arXiv:2303.08685, Sec. 3.4).
+"""Tokens before the reduction ask the reduced ones (STViT-R, arXiv:2303.08685, Sec. 3.4).
 
 Shapes: B batch, N tokens before, M reduced tokens, C channels, h heads, D head dim, R x S windows.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from tokensparse.blocks.cross import CrossBlock
 from tokensparse.interfaces import Recovery
-from tokensparse.ops.attention import HIDDEN, attend
+from tokensparse.ops.attention import HIDDEN, Form, attend
 from tokensparse.ops.cross_windows import (
     Padding,
     attend_windows,
@@ -24,15 +26,18 @@ from tokensparse.tokens import TokenMap, Tokens, as_map
 
 @RECOVERIES.register_module()
 class AttentionRestore(Recovery):
-    """X' = X + MHA(query LN(X), keys and values LN(S)); X' += FFN(LN(X')), with X the tokens before and S the reduced ones.
+    """X' = X + MHA(query LN(X), keys and values LN(S)); X' += FFN(LN(X')).
 
-    With ``window``, as in the released detection code, every window of X asks the ``key_side`` x ``key_side`` semantic tokens around its
-    own; S must tile a grid then.
+    X are the tokens before the reduction, S the reduced ones.
+
+    With ``window``, as in the released detection code, every window of X asks the ``key_side`` x
+    ``key_side`` semantic tokens around its own; S must tile a grid then.
 
     Args:
         mlp_ratio: hidden channels of the feed-forward as a multiple of C; 0 leaves it out.
         qkv_bias: bias on the projections.
-        layer_scale: initial value of a learned scale on both branches, or None (the released models: 1e-5).
+        layer_scale: initial value of a learned scale on both branches, or None (the released
+            models: 1e-5).
         drop_path: stochastic depth rate of both branches.
         window: side of a window of X; None lets every token ask all of S.
         key_side: side of a window of S, in semantic tokens.
@@ -54,11 +59,11 @@ class AttentionRestore(Recovery):
         window: int | None = None,
         key_side: int = 27,
         padding: Padding = "masked",
-        attention: str = "auto",
+        attention: Form | Literal["auto"] = "auto",
         skip_dim: int | None = None,
     ) -> None:
         super().__init__(dim, num_heads, grid, num_tokens)
-        self.attention = attention
+        self.attention: Form | Literal["auto"] = attention
         self.window = window
         self.key_side = key_side
         self.padding = check_padding(padding)
@@ -74,10 +79,7 @@ class AttentionRestore(Recovery):
         if grid is not None and skip.grid is not None and grid != skip.grid:
             image = x.transpose(1, 2).unflatten(2, skip.grid)
             x = F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
-        if self.window is None:
-            out = self._all(x, t)
-        else:
-            out = self._windowed(x, t, target)
+        out = self._all(x, t) if self.window is None else self._windowed(x, t, target)
         return as_map(self.block.feed(self.block.add_attention(x, out)), skip, target)
 
     def _all(self, x: Tensor, t: Tokens) -> Tensor:
@@ -88,14 +90,15 @@ class AttentionRestore(Recovery):
         if t.padded:
             hidden = torch.zeros_like(t.size).masked_fill(t.size == 0, HIDDEN)
             bias = hidden[:, None, None].transpose(-1, -2).to(q.dtype)
-        out, _ = attend(q, k, v, bias, form=self.attention)  # type: ignore[arg-type]
+        out, _ = attend(q, k, v, bias, form=self.attention)
         return out[:, 0].transpose(1, 2).flatten(2)
 
     def _windowed(self, x: Tensor, t: Tokens, grid: tuple[int, int] | None) -> Tensor:
         """Windows of X ask larger windows of the semantic grid."""
         if t.grid is None or grid is None or self.window is None:
             raise ValueError(
-                "AttentionRestore(window=...) needs reduced tokens that tile a grid (STGM); leave window out"
+                "AttentionRestore(window=...) needs reduced tokens that tile a grid (STGM); "
+                "leave window out"
             )
         layout = WindowLayout(grid, self.window)
         windows = (layout.padded[0] // self.window, layout.padded[1] // self.window)

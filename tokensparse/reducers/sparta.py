@@ -78,6 +78,10 @@ class SparTa(Reducer):
         """Convolution 9 N C e, spatial layer N t e."""
         return 9 * n * self.dim * self.out_dim + n * self.num_tokens * self.out_dim
 
+    def map_macs(self, n: int, m: int, grid: tuple[int, int] | None, channels: int) -> int:
+        """Every position averages all tokens."""
+        return n * m * channels
+
 
 def _shares(weight: Tensor) -> Tensor:
     """(1, t, N) shares of every position's mass, by |W|; columns sum to 1."""

@@ -128,6 +128,13 @@ class Windowed(Reducer):
         places, side = self.window**2, (self.window, self.window)
         return self._layout(grid).num_windows * self.reducer.macs(places, places, side)
 
+    def map_macs(self, n: int, m: int, grid: tuple[int, int] | None, channels: int) -> int:
+        """Windows times the reducer's own."""
+        assert grid is not None
+        windows, places = self._layout(grid).num_windows, self.window**2
+        side = (self.window, self.window)
+        return windows * self.reducer.map_macs(places, m // windows, side, channels)
+
 
 def _flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else x[..., 0]

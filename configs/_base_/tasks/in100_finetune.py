@@ -33,5 +33,5 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(type="AdamW", lr=5e-5, weight_decay=0.01))
+optim_wrapper = dict(optimizer=dict(type="AdamW", lr=5e-5, weight_decay=0.01, fused=True))
 train_cfg = dict(by_epoch=True, max_epochs=100)

@@ -33,7 +33,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05, fused=True))
 auto_scale_lr = dict(base_batch_size=1024, enable=True)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, end=5, convert_to_iter_based=True),

@@ -34,7 +34,8 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0)
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05, fused=True),
+    clip_grad=dict(max_norm=5.0),
 )
 auto_scale_lr = dict(base_batch_size=1024, enable=True)
 param_scheduler = [

@@ -1,0 +1,15 @@
+"""Counting and timing that can be trusted: parameters, multiply-accumulates, tokens, A/B times."""
+
+from tokensparse.analysis.count import BlockRow, Count, CountError, ModuleRow, count
+from tokensparse.analysis.timer import Timing, compare, peak_bytes
+
+__all__ = [
+    "BlockRow",
+    "Count",
+    "CountError",
+    "ModuleRow",
+    "Timing",
+    "compare",
+    "count",
+    "peak_bytes",
+]

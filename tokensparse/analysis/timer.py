@@ -1,0 +1,98 @@
+"""A small A/B timer: callables in turn in one process, medians; and the peak memory of one call."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one callable.
+
+    Attributes:
+        median: wall clock.
+        p10: wall clock.
+        p90: wall clock.
+        cpu_median: process CPU time, all threads.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    cpu_median: float
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(
+    calls: Mapping[str, Callable[[], Any]], rounds: int = 10, warmup: int = 2
+) -> dict[str, Timing]:
+    """Time callables strictly in turn: A B A B ...
+
+    Args:
+        calls: callables by name.
+        rounds: timed calls of each.
+        warmup: calls of each before.
+
+    Returns:
+        Timings by name. Compare medians of one run; noise of other processes hits all alike.
+    """
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            _synchronize()
+            start, start_cpu = time.perf_counter(), time.process_time()
+            call()
+            _synchronize()
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - start_cpu)
+    result = {}
+    for name in calls:
+        p10, median, p90 = np.percentile(wall[name], [10, 50, 90]).tolist()
+        result[name] = Timing(median, p10, p90, float(np.median(cpu[name])))
+    return result
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Most bytes of tensors that one call holds at once, beyond what was there before.
+
+    On a GPU it is the caching allocator's peak. On a CPU the allocator's events are read off the profiler and added up in order, which is
+    exact for tensors and leaves out scratch memory inside kernels.
+
+    Args:
+        call: what to run once.
+
+    Returns:
+        Bytes.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [
+        event
+        for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        if event.name() == "[memory]"
+    ]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
