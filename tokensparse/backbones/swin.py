@@ -55,8 +55,9 @@ class SwinTransformer(BaseModule):
         window_size: side of attention windows.
         window_padding: ``official``: the zeros that fill windows are attended, as in every released
             Swin; ``masked``: they never give nor get attention.
-        window_shift: ``auto``: no shift along an axis that one window covers (timm, torchvision);
-            ``always``: mmdet's and mmseg's Swin.
+        window_shift: ``auto``: no shift along an axis that one window covers (torchvision);
+            ``always``: mmdet's and mmseg's Swin; ``timm``,
+            ``timm-always``: the map is shifted before it is padded, as in timm.
         stem: ``patch``, or ``conv``: two strided convolutions (STViT), for which patch_size is 4.
         patch_size: pixels of a patch's side.
         in_chans: channels of the image.
@@ -77,7 +78,7 @@ class SwinTransformer(BaseModule):
         img_size: int | Sequence[int] = 224,
         window_size: int = 7,
         window_padding: Literal["official", "masked"] = "official",
-        window_shift: Literal["auto", "always"] = "auto",
+        window_shift: Literal["auto", "always", "timm", "timm-always"] = "auto",
         stem: Literal["patch", "conv"] = "patch",
         patch_size: int = 4,
         in_chans: int = 3,
@@ -93,7 +94,7 @@ class SwinTransformer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         _check_choice("window_padding", window_padding, ("official", "masked"))
-        _check_choice("window_shift", window_shift, ("auto", "always"))
+        _check_choice("window_shift", window_shift, ("auto", "always", "timm", "timm-always"))
         _check_choice("pool", pool, ("mean", "size_mean"))
         _check_choice("stem", stem, ("patch", "conv"))
         if stem == "conv" and patch_size != 4:

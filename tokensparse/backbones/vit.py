@@ -54,6 +54,7 @@ class VisionTransformer(BaseModule):
         pool: ``token`` (class token), ``mean``, ``size_mean``; ``auto``: ``token`` where there is
             one, else ``size_mean``.
         norm_eps: eps of the layer norms.
+        position_antialias: filter position embeddings when they shrink (timm does, mmseg does not).
         plan: token reduction and recovery, see ``plan/syntax.py``.
         out_indices: blocks whose map is returned; None for classification.
         out_norms: a layer norm ``norm{i}`` on every returned map.
@@ -75,6 +76,7 @@ class VisionTransformer(BaseModule):
         num_registers: int = 0,
         pool: Pool | str = "auto",
         norm_eps: float = 1e-6,
+        position_antialias: bool = True,
         plan: PlanConfig = None,
         out_indices: Sequence[int] | None = None,
         out_norms: bool = True,
@@ -95,6 +97,7 @@ class VisionTransformer(BaseModule):
         self.distilled = distilled
         self.pool = _pool(pool, class_token)
         self.out_indices = _out_indices(out_indices, depth)
+        self.position_antialias = position_antialias
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self.stem = PatchStem(in_chans, dim, patch_size)
@@ -196,7 +199,8 @@ class VisionTransformer(BaseModule):
         grid = grid_of((img.shape[-2], img.shape[-1]), self.stem.stride)
         x = self.stem(blank_padding(img, valid))
         p = self.num_prefix_tokens
-        x = x + resize_positions(self.pos_embed[:, p:], self.grid, grid)
+        table = self.pos_embed[:, p:]
+        x = x + resize_positions(table, self.grid, grid, self.position_antialias)
         tokens = Tokens(
             x[:, :0],
             valid_tokens(valid, grid, self.stem.stride, x),

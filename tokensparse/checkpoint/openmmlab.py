@@ -152,7 +152,7 @@ def prepare_seg_vit(theirs: State) -> State:
 
 def seg_vit_settings(state: State, keywords: Mapping[str, Any]) -> Settings:
     """The map of the last block, as mmseg's default, with a norm where the file holds one."""
-    settings = vit_settings(state, keywords, norm_eps=1e-6)
+    settings = vit_settings(state, keywords, norm_eps=1e-6, position_antialias=False)
     last = settings["arch"]["depth"] - 1
     normed = f"norm{last}.weight" in state
     return {**settings, "out_indices": (last,), "out_norms": normed}

@@ -132,6 +132,6 @@ SOURCES = {
         keywords=("num_heads",),
         spatial=POSITIONS,
     ),
-    "timm-swin": Source(TIMM_SWIN_RULES, swin_settings),
+    "timm-swin": Source(TIMM_SWIN_RULES, partial(swin_settings, window_shift="timm")),
     "official-swin": Source(OFFICIAL_SWIN_RULES, swin_settings),
 }

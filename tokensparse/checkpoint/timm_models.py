@@ -172,12 +172,11 @@ def describe_swin(model: Any) -> tuple[State, Settings]:
             "img_size, or with always_partition=True",
         )
         _need(block.always_partition == always, f"{name}.always_partition", not always, str(always))
-        _check_shift(name, block)
         _check_mlp(f"{name}.mlp", block.mlp)
     eps = _common_eps(_swin_norms(model))
     _need(eps == 1e-5, "norm.eps", eps, "1e-5")
     settings = dict(
-        img_size=tuple(model.patch_embed.img_size), window_shift="always" if always else "auto"
+        img_size=tuple(model.patch_embed.img_size), window_shift="timm-always" if always else "timm"
     )
     return {name: value.detach() for name, value in model.state_dict().items()}, settings
 
@@ -196,16 +195,3 @@ def _swin_norms(model: Any) -> Iterator[tuple[str, Any]]:
     for name, block in _swin_blocks(model):
         yield f"{name}.norm1", block.norm1
         yield f"{name}.norm2", block.norm2
-
-
-def _check_shift(name: str, block: Any) -> None:
-    """Refuse padded and shifted windows: timm shifts first, ours pads first (as torchvision)."""
-    padded = [r % w for r, w in zip(block.input_resolution, block.window_size, strict=True)]
-    fine = not any(block.shift_size) or not any(padded)
-    _need(
-        fine,
-        f"{name}.input_resolution",
-        block.input_resolution,
-        f"multiples of the window {block.window_size[0]} where windows are shifted (timm shifts "
-        "before it pads)",
-    )

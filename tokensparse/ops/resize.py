@@ -5,13 +5,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_positions(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True
+) -> Tensor:
     """Resize per-position rows (bicubic, antialiased, as timm resizes position embeddings).
 
     Args:
         table: (1, H_old * W_old, C).
         old: (H_old, W_old).
         new: (H, W).
+        antialias: filter before shrinking, as timm does; mmseg does not.
 
     Returns:
         (1, H * W, C); ``table`` itself where the grids are equal.
@@ -19,7 +22,7 @@ def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     if old == new:
         return table
     image = table.float().transpose(1, 2).unflatten(2, old)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True, align_corners=False)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=antialias, align_corners=False)
     return image.flatten(2).transpose(1, 2).to(table.dtype)
 
 

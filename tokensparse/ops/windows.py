@@ -22,11 +22,13 @@ class WindowLayout(NamedTuple):
         grid: (H, W) of the map.
         window: side of a window.
         shift: (rows, columns) of the cyclic shift.
+        bare: the bare map is shifted and padded afterwards (timm); else padding travels along.
     """
 
     grid: tuple[int, int]
     window: int
     shift: tuple[int, int] = (0, 0)
+    bare: bool = False
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -52,8 +54,9 @@ def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str)
         grid: (H, W).
         window: side of a window.
         shifted: whether this block is one of the shifted ones.
-        rule: ``auto``: no shift along an axis that one window covers; ``always``: mmdet's and
-            mmseg's Swin, which shifts whatever the size.
+        rule: ``auto``: no shift along an axis that one window covers; ``always``: shift whatever
+            the size (mmdet's and mmseg's Swin); ``timm`` and ``timm-always``: the same two, but
+            the map is shifted before it is padded, as timm's Swin does.
 
     Returns:
         The layout.
@@ -62,20 +65,23 @@ def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str)
     if not shifted:
         return layout
     half = window // 2
-    if rule == "always":
-        return layout._replace(shift=(half, half))
+    if rule.endswith("always"):
+        return layout._replace(shift=(half, half), bare=rule.startswith("timm"))
     rows, cols = (0 if window >= side else half for side in layout.padded)
-    return layout._replace(shift=(rows, cols))
+    return layout._replace(shift=(rows, cols), bare=rule.startswith("timm"))
 
 
 def _laid_out(x: Tensor, layout: WindowLayout, fill: float) -> Tensor:
     """(B, H * W, C) -> (B, window rows, side, window columns, side, C): padded and shifted."""
     (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
     x = x.unflatten(1, (h, w))
+    back = (-layout.shift[0], -layout.shift[1])
+    if layout.bare and layout.shift != (0, 0):
+        x = torch.roll(x, back, (1, 2))
     if layout.is_padded:
         x = F.pad(x, (0, 0, 0, wp - w, 0, hp - h), value=fill)
-    if layout.shift != (0, 0):
-        x = torch.roll(x, (-layout.shift[0], -layout.shift[1]), (1, 2))
+    if not layout.bare and layout.shift != (0, 0):
+        x = torch.roll(x, back, (1, 2))
     return x.view(x.shape[0], hp // side, side, wp // side, side, x.shape[-1])
 
 
@@ -130,6 +136,8 @@ def unpartition(x: Tensor, layout: WindowLayout) -> Tensor:
 def _cropped(x: Tensor, layout: WindowLayout) -> Tensor:
     """(B, H padded, W padded, C) -> (B, H * W, C): the shift undone, padding cut off."""
     h, w = layout.grid
+    if layout.bare:
+        x = x[:, :h, :w]
     if layout.shift != (0, 0):
         x = torch.roll(x, layout.shift, (1, 2))
     return x[:, :h, :w].reshape(x.shape[0], h * w, x.shape[-1])
