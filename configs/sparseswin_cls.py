@@ -4,11 +4,11 @@ Paper: Less is More: SparseSwin (arXiv:2309.05224; Neurocomputing 580, 127433), 
     token width are the paper's; 64 px images bring 16 tokens to stage 4, so it converts to 9, not
     to 49.
 Command: python tools/train.py configs/sparseswin_cls.py
-Cost: 10 epochs of 1,437 images at 64 px, minutes on 2 CPU cores; fp32 where there is no bf16
+Cost: 10 epochs of 1,437 images at 64 px, some minutes on 2 CPU cores; fp32 where there is no bf16
     hardware.
 Published: none (the paper does not train on these data).
-Measured: 99.44 % top-1 (best, epoch 8; 99.17 % after epoch 10), seed 0, bf16, twice the same weights;
-    4 minutes on 2 shared CPU cores (AMD EPYC with AVX512-BF16), torch 2.11.0.
+Measured: 99.44 % top-1 (best, epoch 8; 99.17 % after epoch 10), seed 0, bf16, AMD EPYC with
+    AVX512-BF16, torch 2.11.0; time on idle cores not measured.
 """
 
 _base_ = ["_base_/tasks/digits.py", "_base_/runtime.py"]

@@ -24,7 +24,9 @@ def test_sparse_swin_is_the_released_cost(tokens: int, gmacs: float) -> None:
 @pytest.mark.parametrize(("arch", "gmacs"), [("tiny", 1.247), ("small", 4.574), ("base", 17.472)])
 def test_dense_deit_is_the_papers_cost(arch: str, gmacs: float) -> None:
     backbone = dict(type="VisionTransformer", arch=arch, class_token=False)
-    model = dict(type="ImageClassifier", backbone=backbone, head=dict(type="LinearHead", num_classes=1000))
+    model = dict(
+        type="ImageClassifier", backbone=backbone, head=dict(type="LinearHead", num_classes=1000)
+    )
     with torch.device("meta"):
         built = MODELS.build(model)
     assert round(count(built).macs / 1e9, 3) == gmacs
@@ -33,14 +35,23 @@ def test_dense_deit_is_the_papers_cost(arch: str, gmacs: float) -> None:
 def test_tokens_in_and_out_of_every_block() -> None:
     plan = [dict(span=(1, 3), reduce=dict(type="EViT", keep=0.5), recover=dict(type="Scatter"))]
     rows = count(small_vit(plan=plan), 64).blocks
-    assert [(r.tokens_in, r.tokens_out) for r in rows] == [(64, 64), (64, 33), (33, 33), (33, 64), (64, 64)]
+    assert [(r.tokens_in, r.tokens_out) for r in rows] == [
+        (64, 64),
+        (64, 33),
+        (33, 33),
+        (33, 64),
+        (64, 64),
+    ]
     rows = count(small_swin(), (100, 140)).blocks
     assert [r.tokens_in for r in rows][::2] == [875, 234, 63, 63, 20]
 
 
 def test_fused_or_not_on_every_device() -> None:
     plan = dict(every=dict(type="ToMe", r=4))
-    for build, size in ((lambda f: small_vit(plan=plan, attention=f), (64, 72)), (lambda f: small_swin(attention=f), (100, 140))):
+    for build, size in (
+        (lambda f: small_vit(plan=plan, attention=f), (64, 72)),
+        (lambda f: small_swin(attention=f), (100, 140)),
+    ):
         found = {
             (form, device): count(build(form), size, device)
             for form in ("eager", "sdpa", "compiled")
@@ -52,7 +63,10 @@ def test_fused_or_not_on_every_device() -> None:
 
 
 def test_whole_models_agree() -> None:
-    for model in (SwinTransformer("tiny", out_indices=(0, 1, 2, 3)), SparseSwin("tiny", out_indices=(3,))):
+    for model in (
+        SwinTransformer("tiny", out_indices=(0, 1, 2, 3)),
+        SparseSwin("tiny", out_indices=(3,)),
+    ):
         assert count(model, (200, 264)).macs > 1e9
     assert count(STViTDeiT("tiny", num_tokens=36)).tokens == (196,) * 4 + (36,) * 8
     distilled = VisionTransformer("tiny", distilled=True, num_registers=4)
@@ -63,7 +77,9 @@ def test_a_wrong_formula_is_named() -> None:
     class Sloppy(Reducer):
         def __init__(self, dim: int, num_heads: int, grid: tuple[int, int]) -> None:
             super().__init__(dim, num_heads, grid)
-            self.inner = build_part(REDUCERS, dict(type="SparTa", num_tokens=4), dim=dim, num_heads=1, grid=grid)
+            self.inner = build_part(
+                REDUCERS, dict(type="SparTa", num_tokens=4), dim=dim, num_heads=1, grid=grid
+            )
 
         def num_out(self, n: int, n_start: int) -> int:
             return 4
@@ -78,7 +94,9 @@ def test_a_wrong_formula_is_named() -> None:
 
 def test_timer_takes_turns() -> None:
     order = []
-    found = compare({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
+    found = compare(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1
+    )
     assert order == ["a", "b"] * 4
     assert found["a"].p10 <= found["a"].median <= found["a"].p90
 

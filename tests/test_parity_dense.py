@@ -112,7 +112,12 @@ def test_torchvision_vit() -> None:
 
 @pytest.mark.parametrize(
     ("built", "size"),
-    [((224, 224), (224, 224)), ((208, 272), (208, 272)), ((224, 224), (200, 264)), ((224, 224), (304, 160))],
+    [
+        ((224, 224), (224, 224)),
+        ((208, 272), (208, 272)),
+        ((224, 224), (200, 264)),
+        ((224, 224), (304, 160)),
+    ],
 )
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_mmseg_vit(built: tuple[int, int], size: tuple[int, int], final_norm: bool) -> None:

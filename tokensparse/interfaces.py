@@ -92,7 +92,7 @@ class Reducer(nn.Module):
         return sum(n * m.in_features * m.out_features for m in layers)
 
     def map_macs(self, n: int, m: int, grid: tuple[int, int] | None, channels: int) -> int:
-        """Multiply-accumulates of one image's way up through the map: 0 for a hard map (an index), N M C for a soft one."""
+        """Multiply-accumulates of one way up: 0 for a hard map (an index), N M C for a soft one."""
         return 0
 
     def loss(self, record: StepRecord) -> Mapping[str, Tensor]:

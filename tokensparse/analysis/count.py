@@ -95,8 +95,10 @@ def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str =
     for name in [*expected, *found]:
         if expected.get(name, 0) != found.get(name, 0):
             raise CountError(
-                f"{name or 'outside all parts'}: {found.get(name, 0):,} multiply-accumulates were executed at "
-                f"{size[0]} x {size[1]}, the closed formula says {expected.get(name, 0):,}. Mend the `macs` method "
+                f"{name or 'outside all parts'}: {found.get(name, 0):,} multiply-accumulates "
+                f"were executed at "
+                f"{size[0]} x {size[1]}, the closed formula says {expected.get(name, 0):,}. Mend "
+                f"the `macs` method "
                 "of that reducer or recovery (tokensparse/interfaces.py)"
             )
     backbone: Any = getattr(model, "backbone", model)

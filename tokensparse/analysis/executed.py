@@ -1,6 +1,7 @@
 """Multiply-accumulates of the operations that a forward really executes, read off the dispatcher.
 
-Matrix products and convolutions count, every form of fused attention included; norms, activations and copies do not.
+Matrix products and convolutions count, every form of fused attention included; norms, activations
+and copies do not.
 """
 
 from collections import Counter

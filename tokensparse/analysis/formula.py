@@ -1,6 +1,7 @@
 """Multiply-accumulates by closed formulas: layer sizes times token counts, nothing is run.
 
-n tokens, C channels, w side of a window. Projections run on real tokens; attention in windows on whole ones.
+n tokens, C channels, w side of a window. Projections run on real tokens; attention in windows on
+whole ones.
 """
 
 from typing import Any
@@ -21,18 +22,22 @@ def formula(model: nn.Module, size: Grid) -> dict[str, int]:
     """Count a backbone, or a classifier around one.
 
     Args:
-        model: one of our backbones, or a module that holds one as ``backbone`` and otherwise linear layers that run once per image.
+        model: one of our backbones, or a module that holds one as ``backbone`` and otherwise
+            linear layers that run once per image.
         size: (rows, columns) in pixels.
 
     Returns:
-        Multiply-accumulates of one image by part: names of blocks, steps, stem, transitions and other layers.
+        Multiply-accumulates of one image by part: names of blocks, steps, stem, transitions and
+        other layers.
 
     Raises:
         TypeError: a model that is neither.
     """
     backbone: Any = getattr(model, "backbone", model)
     if not hasattr(backbone, "plan") or not hasattr(backbone, "stem"):
-        raise TypeError(f"{type(backbone).__name__} is no backbone of tokensparse: there is no formula for it")
+        raise TypeError(
+            f"{type(backbone).__name__} is no backbone of tokensparse: there is no formula for it"
+        )
     before = "backbone." if backbone is not model else ""
     parts = {before + name: macs for name, macs in _backbone(backbone, size).items()}
     if before:
@@ -112,7 +117,7 @@ def _step(plan: Any, event: StepCount) -> int:
 
 
 def _side_maps(backbone: Any, rows: list[BlockCount]) -> int:
-    """Maps from the middle of a ViT: open steps are closed by the plan's restore, the flow goes on reduced."""
+    """Maps from the middle of a ViT, restored while the flow goes on reduced."""
     plan = backbone.plan
     if not plan.mid_maps or not plan.restore.needs_map:
         return 0

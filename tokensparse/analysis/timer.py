@@ -68,7 +68,8 @@ def compare(
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Most bytes of tensors that one call holds at once, beyond what was there before.
 
-    On a GPU it is the caching allocator's peak. On a CPU the allocator's events are read off the profiler and added up in order, which is
+    On a GPU it is the caching allocator's peak. On a CPU the allocator's events are read off the
+    profiler and added up in order, which is
     exact for tensors and leaves out scratch memory inside kernels.
 
     Args:

@@ -32,7 +32,16 @@ class SparseSwin(SwinTransformer):
             num_heads).
         img_size: pixels of the learned spatial map; any size runs, its map is resized.
         out_indices: stages whose map is returned; None for classification.
-        **swin: settings of :class:`SwinTransformer`.
+        window_size: side of attention windows.
+        window_padding: see :class:`SwinTransformer`.
+        window_shift: see :class:`SwinTransformer`.
+        in_chans: channels of the image.
+        allow_expansion: allow more tokens than arrive in stage 3.
+        drop_path_rate: stochastic depth, rising linearly over all blocks.
+        attention: form of attention, see ``ops.attention.attend``.
+        with_cp: recompute activations in the backward pass.
+        frozen_stages: freeze the stem (0) and the first k stages (k); -1 freezes nothing.
+        init_cfg: mmengine's.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""STViT and STViT-R (arXiv:2303.08685): named presets over the one ViT, the one Swin and a plan of dumbbell steps."""
+"""STViT and STViT-R (arXiv:2303.08685): presets over the one ViT, the one Swin and a plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,10 +19,11 @@ UNIT: tuple[Layer, ...] = ("dense", "stgm", "stgm", "local", "global", "recover"
 
 @MODELS.register_module()
 class STViTDeiT(VisionTransformer):
-    """STViT-DeiT (Sec. 3.3): no class token, base layers, STGM, the rest on semantic tokens, global average pooling.
+    """STViT-DeiT (Sec. 3.3): base layers, STGM, layers on semantic tokens, average pooling.
 
     Args:
-        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depth, num_heads, mlp_ratio, qkv_bias).
+        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depth, num_heads, mlp_ratio,
+            qkv_bias).
         num_tokens: semantic tokens Ns, a square: 16, 36, 64, 100.
         base_layers: layers before STGM.
         stgm_layers: layers that STGM stands for.
@@ -30,7 +31,8 @@ class STViTDeiT(VisionTransformer):
         img_size: pixels; any size runs.
         patch_size: pixels of a patch's side.
         in_chans: channels of the image.
-        out_indices: refused: STViT is for classification; give ``VisionTransformer`` a plan that recovers.
+        out_indices: refused: STViT is for classification; give ``VisionTransformer`` a plan that
+            recovers.
         drop_path_rate: stochastic depth, rising linearly over the blocks.
         attention: form of attention, see ``ops.attention.attend``.
         with_cp: recompute activations in the backward pass.
@@ -64,7 +66,8 @@ class STViTDeiT(VisionTransformer):
         last = base_layers + stgm_layers
         if base_layers < 0 or last > depth:
             raise ValueError(
-                f"base_layers={base_layers} and stgm_layers={stgm_layers} need {last} layers, but depth={depth}"
+                f"base_layers={base_layers} and stgm_layers={stgm_layers} need {last} layers, "
+                f"but depth={depth}"
             )
         rates = drop_path_rates(drop_path_rate, [depth])[0][base_layers:last]
         reduce = dict(
@@ -100,23 +103,38 @@ class STViTDeiT(VisionTransformer):
 class STViTSwin(SwinTransformer):
     """STViT-Swin (Sec. 3.3), and STViT-R-Swin with dumbbell units in stage 3 (Sec. 3.4).
 
-    Without ``out_indices`` it is STViT (``spec="paper"``): stage 3 goes over to semantic tokens, stage 4 keeps them. With
+    Without ``out_indices`` it is STViT (``spec="paper"``): stage 3 goes over to semantic tokens,
+    stage 4 keeps them. With
     ``out_indices``, or with a released ``spec``, it is STViT-R: every unit ends in a recovery.
 
     Args:
-        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads, mlp_ratio, qkv_bias).
-        spec: ``paper``, ``released-cls`` or ``released-det``; the default is ``paper`` without and ``released-det`` with
+        arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads, mlp_ratio,
+            qkv_bias).
+        spec: ``paper``, ``released-cls`` or ``released-det``; the default is ``paper`` without and
+            ``released-det`` with
             ``out_indices``.
         num_tokens: semantic tokens of a window, a square: 4, 9, 16.
-        base_layers: ``paper``: Swin blocks of stage 3 before STGM; default 2 for 6 layers and 10 for 18 ("moved": 1 and 8).
-        units: STViT-R: layers of stage 3 as a list of units, each a list of ``dense``, ``stgm``, ``local``, ``global``,
-            ``recover``; default one unit of six for every six layers.
+        base_layers: ``paper``: Swin blocks of stage 3 before STGM; default 2 for 6 layers and 10
+            for 18 ("moved": 1 and 8).
+        units: STViT-R: layers of stage 3 as a list of units, each a list of ``dense``, ``stgm``,
+            ``local``, ``global``, ``recover``; default one unit of six for every six layers.
         shortcut: ``released-cls``: add the pooled tokens to the output of STGM's first layer.
         use_global: STViT-R: learned global centres in the first unit.
-        pad_mask: ``released-det``: padding of windows is masked; False lets its zeros take part, as the released option does.
-        released_pad_mask: ``released-det``: the released padding mask, faults included, instead of exact masking.
-        window_padding: see :class:`SwinTransformer`; also hides padding from semantic tokens.
-        **swin: as :class:`SwinTransformer`.
+        pad_mask: ``released-det``: padding of windows is masked; False lets its zeros take part,
+            as the released option does.
+        released_pad_mask: ``released-det``: the released padding mask, faults included, instead of
+            exact masking.
+        img_size: pixels, for which the plan is made and checked; any size runs.
+        window_size: side of attention windows, and of STGM's.
+        window_padding: padding in Swin blocks, see :class:`SwinTransformer`.
+        in_chans: channels of the image.
+        out_indices: stages whose map is returned; None for classification.
+        out_norms: a layer norm ``norm{i}`` on every returned map.
+        drop_path_rate: stochastic depth, rising linearly over all layers.
+        attention: form of attention, see ``ops.attention.attend``.
+        with_cp: recompute activations in the backward pass.
+        frozen_stages: freeze the stem (0) and the first k stages (k); -1 freezes nothing.
+        init_cfg: mmengine's.
     """
 
     def __init__(
@@ -142,13 +160,7 @@ class STViTSwin(SwinTransformer):
         frozen_stages: int = -1,
         init_cfg: Any = None,
     ) -> None:
-        self.spec = spec or ("paper" if out_indices is None else "released-det")
-        if self.spec not in ("paper", "released-cls", "released-det"):
-            raise ValueError(f"spec={spec!r}; legal: 'paper', 'released-cls', 'released-det'")
-        if self.spec == "paper":
-            _refuse_maps(
-                out_indices, "STViTSwin with spec='paper'", "leave spec out, or spec='released-det'"
-            )
+        self.spec = _spec(spec, out_indices)
         sizes = sizes_of(arch, ARCHS, LEGAL_SIZES)
         depth = sizes["depths"][2]
         rates = drop_path_rates(drop_path_rate, sizes["depths"])[2]
@@ -184,13 +196,23 @@ class STViTSwin(SwinTransformer):
     def _stages(
         self, arch: str | Mapping[str, Any], window: int, attention: str
     ) -> tuple[list[StageSpec], list[BlockOptions]]:
-        """Paper: stage 4 takes the semantic tokens by a linear layer. Released: LayerScale on blocks of semantic tokens."""
+        """Paper: stage 4 keeps the semantic tokens. Released: LayerScale on their blocks."""
         specs, options = super()._stages(arch, window, attention)
         if self.spec == "paper":
             specs[3] = specs[3]._replace(windowed=False, transition="linear")
         else:
             options[2] = options[2]._replace(layer_scale=1e-5)
         return specs, options
+
+
+def _spec(spec: Spec | None, out_indices: Sequence[int] | None) -> Spec:
+    """STViT without maps, STViT-R with maps, unless said otherwise."""
+    if spec not in (None, "paper", "released-cls", "released-det"):
+        raise ValueError(f"spec={spec!r}; legal: 'paper', 'released-cls', 'released-det'")
+    if spec == "paper":
+        remedy = "leave spec out, or spec='released-det'"
+        _refuse_maps(out_indices, "STViTSwin with spec='paper'", remedy)
+    return spec or ("paper" if out_indices is None else "released-det")
 
 
 def default_units(depth: int) -> list[Sequence[Layer]]:
@@ -209,7 +231,8 @@ def _paper_step(
     base = base_layers if base_layers is not None else (2 if depth <= 6 else 10)
     if base < 0 or base + 2 > depth:
         raise ValueError(
-            f"base_layers={base} and STGM's two layers need {base + 2} layers, but stage 3 has {depth}"
+            f"base_layers={base} and STGM's two layers need {base + 2} layers, but stage 3 has "
+            f"{depth}"
         )
     reduce = {**stgm, "drop_path": tuple(rates[base : base + 2])}
     return dict(stage=2, span=(base, None), reduce=reduce, replaces=(base, base + 1))
@@ -225,7 +248,8 @@ def _unit_steps(
     """Steps of a list of units.
 
     Raises:
-        ValueError: the layers do not add up to the stage's, or a unit has no STGM and recovery in order.
+        ValueError: the layers do not add up to the stage's, or a unit has no STGM and recovery in
+            order.
     """
     total = sum(len(unit) for unit in units)
     if total != depth:
@@ -280,7 +304,8 @@ def _parse_unit(unit: Sequence[Layer], number: int) -> tuple[int, int, tuple[Lay
     shape = ["dense"] * first + ["stgm"] * layers + list(inside) + ["recover"]
     if list(unit) != shape or layers < 2 or not set(inside) <= {"local", "global"}:
         raise ValueError(
-            f"units[{number}]={list(unit)}: a unit is dense layers, at least two 'stgm', 'local' and 'global' "
+            f"units[{number}]={list(unit)}: a unit is dense layers, at least two 'stgm', 'local' "
+            f"and 'global' "
             "layers, and one 'recover' at its end"
         )
     return first, layers, inside
@@ -289,5 +314,6 @@ def _parse_unit(unit: Sequence[Layer], number: int) -> tuple[int, int, tuple[Lay
 def _refuse_maps(out_indices: Sequence[int] | None, name: str, remedy: str) -> None:
     if out_indices is not None:
         raise ValueError(
-            f"{name} is for classification and returns no maps, but out_indices={tuple(out_indices)}; {remedy}"
+            f"{name} is for classification and returns no maps, but "
+            f"out_indices={tuple(out_indices)}; {remedy}"
         )

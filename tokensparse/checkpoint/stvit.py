@@ -1,4 +1,4 @@
-"""Names of the released STViT-R (arXiv:2303.08685): Swin classifier and detection backbone, units of six layers in stage 3."""
+"""Names of the released STViT-R (arXiv:2303.08685): Swin classifier and detection backbone."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -71,7 +71,7 @@ DENSE_RULES = (*TRUNK_RULES, Rule("norm{i}.{leaf}", "norm{i}.{leaf}"))
 
 
 def join_queries(theirs: State) -> State:
-    """Layers 3 and 4 of a unit attend to themselves: their query and key-value layers become one."""
+    """Query and key-value layers of blocks that attend to themselves become one layer."""
     joined = dict(theirs)
     for name, query in theirs.items():
         words = name.split(".")

@@ -28,7 +28,8 @@ class BlockCount(NamedTuple):
         feed: tokens in the feed-forward.
         out: tokens that leave the block, after steps that close there.
         grid: (H, W) of the tokens in attention, or None.
-        open: steps that are open when the block ends, outermost first: (index, tokens before, grid before).
+        open: steps that are open when the block ends, outermost first: (index, tokens before, grid
+            before).
     """
 
     stage: int

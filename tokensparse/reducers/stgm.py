@@ -1,23 +1,24 @@
-"""STGM: semantic tokens by attention to learned and pooled centres (STViT, arXiv:2303.08685, Sec. 3.2).
+"""STGM: semantic tokens from pooled and learned centres (STViT, arXiv:2303.08685, Sec. 3.2).
 
-Shapes: B batch, X image tokens on a grid H x W, R x S windows of w x w tokens (one window, the whole map, without ``window``),
-s x s semantic tokens a window, M = R S s^2 semantic tokens, C channels, h heads, D head dim.
+Shapes: B batch, X image tokens on a grid H x W, R x S windows of w x w tokens (one window, the
+whole map, without ``window``), s x s semantic tokens a window, M = R S s^2 semantic tokens, C
+channels, h heads, D head dim.
 
 Three specifications differ, chosen by ``spec``:
 
-========================  =====================  =============================  ==========================
-                          ``paper``              ``released-cls``               ``released-det``
-========================  =====================  =============================  ==========================
-initial centres P         mask and offset        adaptive max pooling           adaptive max pooling
-layer 1, keys and values  [P; 10 x 10 of X]      [P; 10 x 10 of X]              14 x 14 of X, over the border
-layer 1, residual         P                      none (``shortcut`` adds P)     P
-layer 2, keys and values  [S; X], all            [S; X], all                    21 x 21 of X, over the border
-learned centres G         yes                    option                         no
-LayerScale                no                     1e-5                           1e-5
-========================  =====================  =============================  ==========================
+====================  ==================  ==================  ========================
+what                  paper               released-cls        released-det
+====================  ==================  ==================  ========================
+initial centres P     mask and offset     max pooling         max pooling
+layer 1, keys         [P; 10 x 10 of X]   [P; 10 x 10 of X]   14 x 14 of X, over border
+layer 1, residual     P                   none (shortcut: P)  P
+layer 2, keys         [S; X], all         [S; X], all         21 x 21 of X, over border
+learned centres G     yes                 option              no
+LayerScale            no                  1e-5                1e-5
+====================  ==================  ==================  ========================
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from tokensparse.blocks.centres import MaskOffset, max_pooled
 from tokensparse.blocks.cross import CrossBlock
 from tokensparse.interfaces import Reducer
-from tokensparse.ops.attention import HIDDEN, attend
+from tokensparse.ops.attention import HIDDEN, Form, attend
 from tokensparse.ops.cross_windows import (
     KeyWindows,
     Padding,
@@ -65,7 +66,7 @@ SPECS: dict[str, Choices] = {
 
 @REDUCERS.register_module()
 class STGM(Reducer):
-    """Semantic token generation module: stands for ``num_layers`` blocks, image tokens are not updated.
+    """Semantic token generation module; stands for ``num_layers`` blocks.
 
     Args:
         num_tokens: s^2 semantic tokens of a window, or of the whole map without ``window``.
@@ -79,7 +80,8 @@ class STGM(Reducer):
         mlp_ratio: hidden channels of the feed-forward, as a multiple of C.
         qkv_bias: bias on the projections.
         drop_path: stochastic depth rate, one for all layers or one for each.
-        padding: what padding of windows does: ``masked`` (nothing), ``released`` (the detection code's mask,
+        padding: what padding of windows does: ``masked`` (nothing), ``released`` (the detection
+            code's mask,
             whose zeros take part) or ``attended`` (the same code without mask).
         attention: form of attention, see ``ops.attention.attend``.
     """
@@ -98,12 +100,12 @@ class STGM(Reducer):
         init: str | None = None,
         centres: bool | None = None,
         shortcut: bool | None = None,
-        layer_scale: float | None | Literal["spec"] = "spec",
+        layer_scale: float | Literal["spec"] | None = "spec",
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_path: float | tuple[float, ...] = 0.0,
         padding: Padding = "masked",
-        attention: str = "auto",
+        attention: Form | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(dim, num_heads, grid)
         side = int(num_tokens**0.5 + 0.5)
@@ -128,14 +130,18 @@ class STGM(Reducer):
         scale = chosen.layer_scale if layer_scale == "spec" else layer_scale
         rates = drop_path if isinstance(drop_path, tuple | list) else (drop_path,) * num_layers
         self.layers = nn.ModuleList(
-            CrossBlock(dim, num_heads, mlp_ratio, qkv_bias, scale, rate)  # type: ignore[arg-type]
-            for rate in rates
+            CrossBlock(dim, num_heads, mlp_ratio, qkv_bias, scale, rate) for rate in rates
         )
         self.centres: nn.Parameter | None = None
         if chosen.centres if centres is None else centres:
             semantic = self._semantic(grid)
             table = torch.empty(1, semantic[0] * semantic[1], dim)
             self.centres = nn.Parameter(nn.init.normal_(table, std=0.02))
+
+    @property
+    def blocks(self) -> list[CrossBlock]:
+        """The layers."""
+        return [layer for layer in self.layers if isinstance(layer, CrossBlock)]
 
     def _init(self, name: str) -> MaskOffset | None:
         if name == "max_pool":
@@ -173,7 +179,7 @@ class STGM(Reducer):
         return None if grid is None else self._semantic(grid)
 
     def pads(self, grid: tuple[int, int] | None) -> bool:
-        """Whether a window may hold places outside the map; the released mask lets them take part."""
+        """Whether a window may hold places outside the map that are masked."""
         if grid is None or self.window is None or self.padding != "masked":
             return False
         return bool(grid[0] % self.window or grid[1] % self.window)
@@ -190,11 +196,11 @@ class STGM(Reducer):
         s = self._first(p, t, windows)
         s = _row_major(s, self.tile)
         if self.over_border:
-            for layer in list(self.layers)[1:]:
-                s = self._windowed(layer, s, t, windows)  # type: ignore[arg-type]
+            for layer in self.blocks[1:]:
+                s = self._windowed(layer, s, t, windows)
         else:
-            for index, layer in enumerate(list(self.layers)[1:]):
-                s = self._global(layer, s, t, size, index == 0)  # type: ignore[arg-type]
+            for index, layer in enumerate(self.blocks[1:]):
+                s = self._global(layer, s, t, size, index == 0)
         semantic = self._semantic(t.grid)
         scale = (t.grid[0] / semantic[0], t.grid[1] / semantic[1])
         if self.window is not None:
@@ -220,21 +226,22 @@ class STGM(Reducer):
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[0], 0, missing[1]))
         x = _windows(x, windows)
-        pooled = (
-            max_pooled(x, valid, self.tile) if self.init is None else self.init(x, valid, self.tile)
-        )
-        return pooled.flatten(2).transpose(1, 2).unflatten(0, (t.x.shape[0], *windows))
+        pooled: Tensor
+        if self.init is None:
+            pooled = max_pooled(x, valid, self.tile)
+        else:
+            pooled = self.init(x, valid, self.tile)
+        p: Tensor = pooled.flatten(2).transpose(1, 2).unflatten(0, (t.x.shape[0], *windows))
+        return p
 
-    def _keys(self, layer: Any, t: Tokens) -> tuple[Tensor, Tensor | None, bool]:
-        """Keys and values of the map, those that nobody sees, and whether places over the border are unseen."""
+    def _keys(self, layer: CrossBlock, t: Tokens) -> tuple[Tensor, Tensor | None, bool]:
+        """Keys and values of the map, those that nobody sees, whether the border is unseen."""
         assert t.grid is not None and self.window is not None
         kv = layer.keys_values(t.x).unflatten(1, t.grid)
         if self.padding != "masked":
             padded = (-(-t.grid[0] // self.window), -(-t.grid[1] // self.window))
             padded = (padded[0] * self.window, padded[1] * self.window)
-            hidden, border = released_hidden(
-                self.padding, t.grid, self.window, padded, t.x.device
-            )
+            hidden, border = released_hidden(self.padding, t.grid, self.window, padded, t.x.device)
             return grown(kv, padded, layer.border()), hidden, border
         hidden = (t.size[..., 0] == 0).unflatten(1, t.grid) if t.padded else None
         return kv, hidden, True
@@ -242,17 +249,19 @@ class STGM(Reducer):
     def _first(self, p: Tensor, t: Tokens, windows: tuple[int, int]) -> Tensor:
         """STGM-1: S = P + MHA(P, X, X); S += FFN(S)."""
         assert t.grid is not None
-        layer: Any = self.layers[0]
+        layer = self.blocks[0]
         if self.window is None:
             return self._whole(layer, p, t)
         q = layer.queries(p).transpose(3, 4)
-        kv, *unseen = self._keys(layer, t)
+        kv, hidden, border_hidden = self._keys(layer, t)
         where, extra = self._first_keys(layer, p, t.grid, windows)
-        out = attend_windows(q, kv, where, layer.border(), *unseen, extra, self.attention)
+        out = attend_windows(
+            q, kv, where, layer.border(), hidden, border_hidden, extra, self.attention
+        )
         out = out.transpose(3, 4).flatten(4)
         return layer.feed(layer.add_attention(p if self.shortcut else None, out))
 
-    def _whole(self, layer: Any, p: Tensor, t: Tokens) -> Tensor:
+    def _whole(self, layer: CrossBlock, p: Tensor, t: Tokens) -> Tensor:
         """STGM-1 without windows: P asks X."""
         q = layer.queries(p[:, 0]).transpose(2, 3)
         k, v = layer.keys_values(t.x).permute(2, 0, 3, 1, 4).unsqueeze(2).unbind(0)
@@ -260,12 +269,12 @@ class STGM(Reducer):
         if t.padded:
             bias = torch.zeros_like(t.size[..., 0]).masked_fill(t.size[..., 0] == 0, HIDDEN)
             bias = bias[:, None, None, None].to(q.dtype)
-        out, _ = attend(q, k, v, bias, form=self.attention)  # type: ignore[arg-type]
+        out, _ = attend(q, k, v, bias, form=self.attention)
         out = out.transpose(2, 3).flatten(3).unsqueeze(1)
         return layer.feed(layer.add_attention(p if self.shortcut else None, out))
 
     def _first_keys(
-        self, layer: Any, p: Tensor, grid: tuple[int, int], windows: tuple[int, int]
+        self, layer: CrossBlock, p: Tensor, grid: tuple[int, int], windows: tuple[int, int]
     ) -> tuple[KeyWindows, Tensor | None]:
         """Key windows of X, and the pooled tokens of the own window where they are keys, too."""
         assert self.window is not None
@@ -274,18 +283,22 @@ class STGM(Reducer):
         extra = layer.keys_values(p).permute(0, 1, 2, 4, 5, 3, 6)
         return clamped_windows(grid, self.window, self.sides[0]), extra
 
-    def _windowed(self, layer: Any, s: Tensor, t: Tokens, windows: tuple[int, int]) -> Tensor:
+    def _windowed(
+        self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
+    ) -> Tensor:
         """STGM-2 of the detection code: windows of S ask larger windows of X."""
         assert t.grid is not None and self.window is not None and self.sides[1] is not None
         tiles = _tiled(s, windows, self.tile)
         q = layer.queries(tiles).transpose(3, 4)
-        kv, *unseen = self._keys(layer, t)
+        kv, hidden, border_hidden = self._keys(layer, t)
         where = centred_windows(windows, self.window, self.sides[1])
-        out = attend_windows(q, kv, where, layer.border(), *unseen, None, self.attention)
+        out = attend_windows(
+            q, kv, where, layer.border(), hidden, border_hidden, None, self.attention
+        )
         out = _row_major(out.transpose(3, 4).flatten(4), self.tile)
         return layer.feed(layer.add_attention(s, out))
 
-    def _global(self, layer: Any, s: Tensor, t: Tokens, size: Tensor, first: bool) -> Tensor:
+    def _global(self, layer: CrossBlock, s: Tensor, t: Tokens, size: Tensor, first: bool) -> Tensor:
         """STGM-2: S + G asks [S; X]; G is added to the query and the residual alone."""
         assert t.grid is not None
         asking = s
@@ -300,7 +313,7 @@ class STGM(Reducer):
             sizes = torch.cat([size, t.size.expand(size.shape[0], -1, -1)], 1)[..., 0]
             bias = torch.zeros_like(sizes).masked_fill(sizes == 0, HIDDEN)
             bias = bias[:, None, None, None].to(q.dtype)
-        out, _ = attend(q, k, v, bias, form=self.attention)  # type: ignore[arg-type]
+        out, _ = attend(q, k, v, bias, form=self.attention)
         return layer.feed(layer.add_attention(asking, out[:, 0].transpose(1, 2).flatten(2)))
 
     def _map(self, t: Tokens, windows: tuple[int, int]) -> HardMap:
@@ -319,12 +332,12 @@ class STGM(Reducer):
         return HardMap(slot.expand(t.x.shape[0], -1), semantic[0] * semantic[1])
 
     def macs(self, n: int, n_start: int, grid: tuple[int, int] | None) -> int:
-        """Projections once per token, attention over the key windows, feed-forward, initial centres."""
+        """Projections once per token, attention over key windows, feed-forward, centres."""
         assert grid is not None
         windows, places = self._layout(grid)
         count, c = windows[0] * windows[1], self.dim
         m = count * self.tile**2
-        blocks: list[Any] = list(self.layers)
+        blocks = self.blocks
         total = 0
         if self.init is not None:
             total += count * self.init.macs(places, self.tile)
@@ -353,10 +366,12 @@ def _windows(x: Tensor, windows: tuple[int, int]) -> Tensor:
 
 def _row_major(s: Tensor, tile: int) -> Tensor:
     """(B, R, S, s^2, C) -> (B, R * s * S * s, C)."""
-    return s.unflatten(3, (tile, tile)).transpose(2, 3).flatten(1, 4)
+    tokens: Tensor = s.unflatten(3, (tile, tile)).transpose(2, 3).flatten(1, 4)
+    return tokens
 
 
 def _tiled(s: Tensor, windows: tuple[int, int], tile: int) -> Tensor:
     """(B, R * s * S * s, C) -> (B, R, S, s^2, C)."""
     s = s.unflatten(1, (windows[0], tile, windows[1], tile))
-    return s.transpose(2, 3).flatten(3, 4)
+    tiles: Tensor = s.transpose(2, 3).flatten(3, 4)
+    return tiles
