@@ -128,7 +128,9 @@ def main() -> None:
             memory_ratio=memory["ours"] / memory["plain"],
         )
         rows.append(row)
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v:13}" for k, v in row.items()))
+        print(
+            "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v:13}" for k, v in row.items())
+        )
     if args.out:
         device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
         threads = torch.get_num_threads()

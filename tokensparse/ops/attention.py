@@ -33,10 +33,14 @@ class FormChoice(NamedTuple):
     learned_bias: bool
 
 
-#: Which form is fastest; measured by ``tools/measure_attention_forms.py`` (device and figures are
-#: in docs/attention_forms.json). What is not listed uses SDPA. ``forward`` never measures.
+#: Where eager is the fastest form that needs no compiler, as ``tools/measure_attention_forms.py``
+#: found (docs/attention_forms.json holds device and figures); what is not listed uses SDPA. CUDA
+#: rows are not measured: there, SDPA with a learned bias takes the slow path in training.
+#: ``forward`` never measures.
 FASTEST: dict[FormChoice, Form] = {
     FormChoice("cpu", False, True, True): "eager",
+    FormChoice("cpu", True, False, False): "eager",
+    FormChoice("cpu", True, True, False): "eager",
     FormChoice("cpu", True, True, True): "eager",
     FormChoice("cuda", False, True, True): "eager",
     FormChoice("cuda", True, True, True): "eager",
