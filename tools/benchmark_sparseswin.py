@@ -1,6 +1,7 @@
 """A training step of SparseSwin-T at 64 px: ours against the plain way, in turn in one process.
 
-The plain way is torchvision's Swin stages 1-3 and the SparTa block of the paper written in eager PyTorch, in the same
+The plain way is torchvision's Swin stages 1-3 and the SparTa block of the paper written in eager
+PyTorch, in the same
 precision with the same optimizer. Prints a table, writes JSON with ``--out``.
 """
 
@@ -41,7 +42,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainSparseSwin(nn.Module):
-    """torchvision's Swin-T up to stage 3, convolution, linear layer over space, two blocks, head."""
+    """torchvision's Swin-T up to stage 3, converter, two blocks, head."""
 
     def __init__(self, places: int, num_tokens: int, dim: int, num_classes: int) -> None:
         super().__init__()

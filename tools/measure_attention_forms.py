@@ -1,6 +1,7 @@
 """Which form of attention is fastest where: fills the table in ``tokensparse/ops/attention.py``.
 
-Times eager, SDPA and (with ``--compiled``) compiled attention in turn in one process, on shapes of Swin windows and ViT sets, and
+Times eager, SDPA and (with ``--compiled``) compiled attention in turn in one process, on shapes of
+Swin windows and ViT sets, and
 writes docs/attention_forms.json with the device it ran on.
 """
 
@@ -61,7 +62,7 @@ def measure(device: str, forms: list[str], rounds: int) -> list[dict[str, Any]]:
                 )
                 best = min(ms, key=lambda form: ms[form])
                 rows.append(dict(shape=name, **choice._asdict(), ms=ms, fastest=best))
-                print(f"{name:24} {str(dtype):15} training={training!s:5} {ms} -> {best}")
+                print(f"{name:24} {dtype!s:15} training={training!s:5} {ms} -> {best}")
     return rows
 
 

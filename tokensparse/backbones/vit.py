@@ -109,7 +109,7 @@ class VisionTransformer(BaseModule):
             self.grid,
             self.num_prefix_tokens,
             class_token,
-            map_stages=() if self.out_indices is None else (0,),
+            map_stages=(0,) if depth - 1 in (self.out_indices or ()) else (),
             mid_maps=self.out_indices is not None,
         )
         options = BlockOptions(
@@ -123,9 +123,6 @@ class VisionTransformer(BaseModule):
         self.stages = nn.ModuleList([Stage(None, build_blocks(self.plan, 0, options, rates))])
         self._build_norms(norm_eps, out_norms)
         init_weights(self.stages)
-        for table in (self.pos_embed, self.cls_token, self.dist_token, self.reg_token):
-            if table is not None:
-                nn.init.trunc_normal_(table, std=0.02)
         self._freeze()
 
     def _build_prefix(
@@ -137,6 +134,9 @@ class VisionTransformer(BaseModule):
         self.num_prefix_tokens = int(class_token) + int(distilled) + num_registers
         places = self.num_prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, places, dim))
+        for table in (self.pos_embed, self.cls_token, self.dist_token, self.reg_token):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
 
     def _build_norms(self, norm_eps: float, out_norms: bool) -> None:
         if self.out_indices is None:
