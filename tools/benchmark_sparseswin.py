@@ -117,13 +117,13 @@ def main() -> None:
             for name, model in models.items()
         }
         times = compare(steps, args.rounds)
-        memory = {name: peak_bytes(step) for name, step in steps.items()}
+        memory = {name: peak_bytes(step, args.device) for name, step in steps.items()}
         row = dict(
             precision="bf16 autocast" if bf16 else "fp32",
             ours_ms=1e3 * times["ours"].median,
             plain_ms=1e3 * times["plain"].median,
-            speedup=times["plain"].median / times["ours"].median,
-            speedup_cpu_time=times["plain"].cpu_median / times["ours"].cpu_median,
+            speedup=times["plain"].ratio(times["ours"]),
+            speedup_cpu_time=times["plain"].cpu_ratio(times["ours"]),
             ours_peak_mib=memory["ours"] / 2**20,
             plain_peak_mib=memory["plain"] / 2**20,
             memory_ratio=memory["ours"] / memory["plain"],

@@ -1,6 +1,6 @@
 """Counting and timing that can be trusted: parameters, multiply-accumulates, tokens, A/B times."""
 
-from tokensparse.analysis.count import BlockRow, Count, CountError, ModuleRow, count
+from tokensparse.analysis.count import BlockRow, Count, CountError, ModuleRow, StepRow, count
 from tokensparse.analysis.timer import Timing, compare, peak_bytes
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Count",
     "CountError",
     "ModuleRow",
+    "StepRow",
     "Timing",
     "compare",
     "count",

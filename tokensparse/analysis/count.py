@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from tokensparse.analysis.executed import executed
-from tokensparse.analysis.formula import formula
+from tokensparse.analysis.formula import formula, step_macs
 from tokensparse.backbones.parts import image_size
 from tokensparse.blocks.attention import WindowAttention
 from tokensparse.blocks.stems import grid_of
+from tokensparse.plan.counts import follow
 
 
 class CountError(RuntimeError):
@@ -56,6 +57,25 @@ class BlockRow:
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """One reduction or one way back.
+
+    Attributes:
+        step: index in the plan.
+        event: ``reduce``, ``recover`` (the step's own) or ``restore`` (the plan's).
+        tokens_in: image tokens that enter.
+        tokens_out: image tokens that leave.
+        macs: multiply-accumulates of one image.
+    """
+
+    step: int
+    event: str
+    tokens_in: int
+    tokens_out: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class Count:
     """What a model costs.
 
@@ -65,6 +85,8 @@ class Count:
         modules: parts in order, steps of the plan included.
         blocks: blocks in order, with tokens in and out.
         tokens: image tokens that leave every block.
+        steps: events of the plan in order; maps that a ViT returns from the middle of a span are no
+            event, their cost is in the part ``plan.restore``.
     """
 
     params: int
@@ -72,6 +94,7 @@ class Count:
     modules: tuple[ModuleRow, ...] = ()
     blocks: tuple[BlockRow, ...] = ()
     tokens: tuple[int, ...] = field(default=())
+    steps: tuple[StepRow, ...] = ()
 
 
 def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str = "meta") -> Count:
@@ -121,7 +144,16 @@ def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str =
         modules=modules,
         blocks=tuple(rows),
         tokens=tuple(row.tokens_out for row in rows),
+        steps=_steps(backbone.plan, grid),
     )
+
+
+def _steps(plan: Any, grid: tuple[int, int]) -> tuple[StepRow, ...]:
+    rows = []
+    for event in follow(plan, grid).steps:
+        ends = (event.n, event.m) if event.event == "reduce" else (event.m, event.n)
+        rows.append(StepRow(event.step, event.event, *ends, step_macs(plan, event)))
+    return tuple(rows)
 
 
 def _entering(plan: Any, grid: tuple[int, int], stage: int) -> int:

@@ -73,10 +73,15 @@ def _backbone(backbone: Any, size: Grid) -> dict[str, int]:
                 needs = backbone.plan.needs(index, row.block)
                 parts[name] = _block(block, row, prefix, needs)
     for event in walk.steps:
-        name = f"plan.steps.{event.step}.{'reduce' if event.event == 'reduce' else 'recover'}"
-        parts[name] = parts.get(name, 0) + _step(backbone.plan, event)
-    parts["plan.restore"] = _side_maps(backbone, walk.blocks)
+        name = part_of(event)
+        parts[name] = parts.get(name, 0) + step_macs(backbone.plan, event)
+    parts["plan.restore"] = parts.pop("plan.restore", 0) + _side_maps(backbone, walk.blocks)
     return parts
+
+
+def part_of(event: StepCount) -> str:
+    """Name of the module, below the backbone, that runs an event of the plan."""
+    return "plan.restore" if event.event == "restore" else f"plan.steps.{event.step}.{event.event}"
 
 
 def _stem(stem: PatchStem | ConvStem, grid: Grid, size: Grid) -> int:
@@ -104,7 +109,13 @@ def _block(block: Block, row: BlockCount, prefix: int, needs: frozenset[str]) ->
     return macs + 2 * feed * c * block.mlp.fc1.out_features
 
 
-def _step(plan: Any, event: StepCount) -> int:
+def step_macs(plan: Any, event: StepCount) -> int:
+    """Multiply-accumulates of one reduction or one way back.
+
+    Args:
+        plan: the plan of a backbone.
+        event: what ``plan.counts.follow`` says about it.
+    """
     step = plan.steps[event.step]
     if event.event == "reduce":
         return int(step.reduce.macs(event.n, event.n_start, event.grid_in))

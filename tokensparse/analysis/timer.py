@@ -19,12 +19,24 @@ class Timing:
         p10: wall clock.
         p90: wall clock.
         cpu_median: process CPU time, all threads.
+        cpu_p10: process CPU time.
+        cpu_p90: process CPU time.
     """
 
     median: float
     p10: float
     p90: float
     cpu_median: float
+    cpu_p10: float
+    cpu_p90: float
+
+    def ratio(self, other: "Timing") -> float:
+        """How many times as long as ``other`` this one takes: medians of wall clock."""
+        return self.median / other.median
+
+    def cpu_ratio(self, other: "Timing") -> float:
+        """The same of process CPU time."""
+        return self.cpu_median / other.cpu_median
 
 
 def _synchronize() -> None:
@@ -61,24 +73,28 @@ def compare(
     result = {}
     for name in calls:
         p10, median, p90 = np.percentile(wall[name], [10, 50, 90]).tolist()
-        result[name] = Timing(median, p10, p90, float(np.median(cpu[name])))
+        cpu_p10, cpu_median, cpu_p90 = np.percentile(cpu[name], [10, 50, 90]).tolist()
+        result[name] = Timing(median, p10, p90, cpu_median, cpu_p10, cpu_p90)
     return result
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
+def peak_bytes(call: Callable[[], Any], device: str | None = None) -> int:
     """Most bytes of tensors that one call holds at once, beyond what was there before.
 
     On a GPU it is the caching allocator's peak. On a CPU the allocator's events are read off the
-    profiler and added up in order, which is
-    exact for tensors and leaves out scratch memory inside kernels.
+    profiler and added up in order, which is exact for tensors and leaves out what kernels take from
+    elsewhere. Memory of the other device does not count.
 
     Args:
         call: what to run once.
+        device: ``cuda`` or ``cpu``, where ``call`` works; None takes CUDA where there is one.
 
     Returns:
         Bytes.
     """
-    if torch.cuda.is_available():
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
