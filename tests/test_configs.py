@@ -10,6 +10,7 @@ import torch
 import yaml
 from mmengine.config import Config
 
+from tokensparse.analysis import count
 from tokensparse.config_check import check_config
 from tokensparse.registry import MODELS
 
@@ -54,7 +55,8 @@ def test_config_passes_builds_and_has_its_entry(path: Path) -> None:
         logits = model(torch.empty(2, 3, *[cfg.train_dataloader.dataset.img_size] * 2))
     assert logits.shape == (2, cfg.model.head.num_classes)
     parameters = sum(p.numel() for p in model.parameters())
-    assert meta["parameters"] in (None, parameters)
+    assert meta["parameters"] == parameters
+    assert meta["gmacs"] == round(count(model, cfg.train_dataloader.dataset.img_size).macs / 1e9, 3)
     assert parameters == PUBLISHED_PARAMETERS.get(path.stem, parameters)
 
 

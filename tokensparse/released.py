@@ -22,7 +22,7 @@ from tokensparse.checkpoint import (
     released_name,
     translate,
 )
-from tokensparse.checkpoint.source import Settings
+from tokensparse.checkpoint.source import Settings, wrong_ranks
 from tokensparse.checkpoint.timm_models import describe_swin, describe_vit
 from tokensparse.plan import PlanConfig, closest
 from tokensparse.registry import MODELS
@@ -46,6 +46,8 @@ def load_released(
     source: str,
     weights: str | Path | Mapping[str, Any],
     plan: PlanConfig = None,
+    *,
+    ema: bool = False,
     **overrides: Any,
 ) -> nn.Module:
     """Build one of our models from released weights.
@@ -60,9 +62,12 @@ def load_released(
         weights: path of a safetensors file or of a file of ``torch.save``, or a state dict. Nothing
             but tensors is ever unpickled.
         plan: token plan, see ``plan/syntax.py``.
+        ema: take the averaged weights in ``model_ema`` of a training checkpoint.
         **overrides: ``num_heads`` of a ViT (default: 64 channels a head) and ``sparta_heads`` of
             SparseSwin (16), which no tensor tells; all others are settings of the backbone:
-            ``img_size`` (position tables are resized), ``attention``, ``window_padding``,
+            ``img_size`` (position tables are resized; a table of a square number of positions
+            counts as a square map, any other needs its own size here), ``attention``,
+            ``window_padding``,
             ``drop_path_rate``, ``out_indices`` ...
 
     Returns:
@@ -80,7 +85,7 @@ def load_released(
             f"unknown source {source!r}{closest(source, SOURCES)}; known: {sorted(SOURCES)}"
         )
     family = SOURCES[source]
-    theirs = family.prepare(read_state(weights))
+    theirs = family.prepare(read_state(weights, ema))
     what = f"{source} weights" if isinstance(weights, Mapping) else f"{weights} as {source}"
     return _build(what, family, translate(theirs, family.rules), plan, overrides)
 
@@ -129,8 +134,10 @@ def _build(
 ) -> nn.Module:
     """Check the tensors against the model that was released, then build the one that is wanted."""
     try:
-        keywords = {"img_size": (told or {}).get("img_size"), **overrides}
-        released = {**family.settings(renamed.state, keywords), **(told or {})}
+        told = told or {}
+        keywords = {**overrides, "img_size": told.get("img_size", overrides.get("img_size"))}
+        _check_ranks(what, family, renamed.state)
+        released = {**family.settings(renamed.state, keywords), **told}
     except KeyError as error:
         raise CheckpointError(
             _complaint(what, family, [error.args[0]], renamed.extra, [])
@@ -138,8 +145,11 @@ def _build(
     chosen = _chosen(family, released, overrides)
     if plan is not None and family.own_plan:
         raise ValueError(f"plan: {what} bring their own plan; leave it out")
-    with torch.device("meta"):
-        twin = _model(family, released, renamed.state)
+    try:
+        with torch.device("meta"):
+            twin = _model(family, released, renamed.state)
+    except ValueError as error:
+        raise CheckpointError(f"{what}: no model has the sizes in there: {error}") from error
     state = _in_model(twin, renamed.state)
     _check(what, family, state, renamed.extra, twin.state_dict())
     settings = {**released, **chosen}
@@ -194,6 +204,17 @@ def _in_model(model: nn.Module, state: State) -> dict[str, Tensor]:
         name if name.startswith("head.") else f"backbone.{name}": value
         for name, value in state.items()
     }
+
+
+def _check_ranks(what: str, family: Source, state: State) -> None:
+    """Refuse what sizes cannot be read off, before they are."""
+    wrong = [
+        f"{released_name(name, family.rules)} is {tuple(state[name].shape)}, "
+        f"expected {rank} dimensions, none of them empty"
+        for name, rank in wrong_ranks(state)
+    ]
+    if wrong:
+        raise CheckpointError(f"{what}: not what the name says. misshapen: " + "; ".join(wrong[:3]))
 
 
 def _check(

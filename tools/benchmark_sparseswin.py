@@ -7,7 +7,6 @@ precision with the same optimizer. Prints a table, writes JSON with ``--out``.
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import SwinTransformer as TorchvisionSwin
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.analysis import compare, peak_bytes
+from tokensparse.analysis import compare, device_name, peak_bytes
 from tokensparse.registry import MODELS
 
 
@@ -77,6 +76,57 @@ def ours(size: int, num_tokens: int) -> nn.Module:
     return model
 
 
+def our_name(name: str) -> str:
+    """Our name of one of the plain model's parameters."""
+    first, _, rest = name.partition(".")
+    if first in ("conv", "spatial"):
+        return f"backbone.plan.steps.0.reduce.{name}"
+    if first == "fc":
+        return f"head.{name}"
+    if first == "norm":
+        return f"backbone.{name}"
+    if first == "blocks":
+        block, part, leaf = rest.split(".")
+        inner = {"qkv": "attn.", "proj": "attn.", "fc1": "mlp.", "fc2": "mlp."}.get(part, "")
+        return f"backbone.stages.3.blocks.{block}.{inner}{part}.{leaf}"
+    index, _, rest = rest.partition(".")
+    stage = int(index) // 2
+    if index == "0":
+        return "backbone.stem." + rest.replace("0.", "proj.", 1).replace("2.", "norm.", 1)
+    if int(index) % 2 == 0:
+        return f"backbone.stages.{stage}.transition.{rest}"
+    rest = rest.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
+    return f"backbone.stages.{stage}.blocks.{rest}"
+
+
+def share_weights(ours: nn.Module, plain: nn.Module, size: int) -> None:
+    """Give ours the plain model's weights, and refuse to time two different functions.
+
+    Compared in float64. Gradients far below the largest one count as zero: that of ``spatial.bias``
+    vanishes, as layer norms remove what is constant over the channels.
+
+    Raises:
+        RuntimeError: logits or gradients of the two differ.
+    """
+    ours.load_state_dict({our_name(k): v for k, v in plain.named_parameters()})
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    logits = {}
+    for name, model in (("ours", ours), ("plain", plain)):
+        logits[name] = model.double().train()(images)
+        logits[name].square().sum().backward()
+    mine, theirs = dict(ours.named_parameters()), dict(plain.named_parameters())
+    top = max(float(p.grad.abs().max()) for p in theirs.values() if p.grad is not None)
+    pairs = [("logits", logits["ours"], logits["plain"])]
+    pairs += [(name, mine[our_name(name)].grad, p.grad) for name, p in theirs.items()]
+    for name, found, wanted in pairs:
+        scale = max(float(wanted.abs().max()), 1e-4 * top)
+        worst = float((found - wanted).abs().max()) / scale
+        if not worst < 1e-6:
+            raise RuntimeError(f"{name} of the two models differ by {worst:.1e} of the largest")
+    for model in (ours, plain):
+        model.float().zero_grad()
+
+
 def step_of(model: nn.Module, batch: int, size: int, bf16: bool, device: str) -> Callable[[], None]:
     """One training step: forward, loss, backward, AdamW."""
     model = model.to(device).train()
@@ -112,6 +162,7 @@ def main() -> None:
             "ours": ours(args.size, args.tokens),
             "plain": PlainSparseSwin(places, args.tokens, 512, 10),
         }
+        share_weights(models["ours"], models["plain"], args.size)
         steps = {
             name: step_of(model, args.batch, args.size, bf16, args.device)
             for name, model in models.items()
@@ -133,10 +184,14 @@ def main() -> None:
             "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v:13}" for k, v in row.items())
         )
     if args.out:
-        device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
-        threads = torch.get_num_threads()
-        head = dict(device=device or platform.machine(), threads=threads, torch=torch.__version__)
-        Path(args.out).write_text(json.dumps({**head, **vars(args), "rows": rows}, indent=1) + "\n")
+        settings = {k: v for k, v in vars(args).items() if k not in ("device", "out")}
+        head = dict(
+            device=device_name(args.device),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        )
+        text = json.dumps({**head, **settings, "rows": rows}, indent=1)
+        Path(args.out).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""Write configs/<method>/README.md from its metafile.yml; ``--check`` only compares."""
+"""Write configs/<method>/README.md from its metafile.yml; ``--check`` only compares.
+
+``--count`` first renews parameters and multiply-accumulates of every model in the metafiles.
+"""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,13 +72,44 @@ def up(path: Path, folder: Path) -> Path:
     return Path("..") / path.relative_to(folder.parent)
 
 
+def counted(config: Path) -> tuple[int, float]:
+    """Parameters, and GMACs at the config's image size, of the model that a config builds."""
+    import torch
+    from mmengine.config import Config
+
+    import tokensparse  # noqa: F401  registers everything
+    from tokensparse.analysis import count
+    from tokensparse.registry import MODELS
+
+    cfg = Config.fromfile(config)
+    with torch.device("meta"):
+        found = count(MODELS.build(cfg.model), cfg.train_dataloader.dataset.img_size)
+    return found.params, round(found.macs / 1e9, 3)
+
+
+def recount(metafile: Path) -> None:
+    """Renew the counts in a metafile; everything else stays as it is."""
+    text = metafile.read_text()
+    for model in yaml.safe_load(text)["models"]:
+        params, gmacs = counted(ROOT / model["config"])
+        entry = re.compile(
+            rf"(- config: {re.escape(model['config'])}\n(?:  .*\n)*?  parameters: )"
+            r"\S+(\n  gmacs: )\S+"
+        )
+        text = entry.sub(lambda m, p=params, g=gmacs: f"{m[1]}{p}{m[2]}{g}", text, count=1)
+    metafile.write_text(text)
+
+
 def main() -> None:
     """Write or compare every table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", action="store_true", help="renew parameters and GMACs first")
     parser.add_argument("--check", action="store_true", help="fail where a table differs")
     args = parser.parse_args()
     stale = []
     for metafile in sorted(ROOT.glob("configs/*/metafile.yml")):
+        if args.count:
+            recount(metafile)
         readme = metafile.with_name("README.md")
         text = table(yaml.safe_load(metafile.read_text()), metafile.parent)
         if args.check and (not readme.is_file() or readme.read_text() != text):

@@ -7,14 +7,13 @@ writes docs/attention_forms.json with the device it ran on.
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tokensparse.analysis import compare
+from tokensparse.analysis import compare, device_name
 from tokensparse.ops.attention import FormChoice, attend
 
 #: (B, W, h, n, D) and the bias that goes with it: None, learned, or a fixed mask.
@@ -76,17 +75,10 @@ def main() -> None:
     args = parser.parse_args()
     forms = ["eager", "sdpa", *(["compiled"] if args.compiled else [])]
     rows = measure(args.device, forms, args.rounds)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
-    head = dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__)
+    head = dict(
+        device=device_name(args.device), threads=torch.get_num_threads(), torch=torch.__version__
+    )
     Path(args.out).write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

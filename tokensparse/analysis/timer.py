@@ -1,8 +1,10 @@
 """A small A/B timer: callables in turn in one process, medians; and the peak memory of one call."""
 
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,16 @@ class Timing:
     def cpu_ratio(self, other: "Timing") -> float:
         """The same of process CPU time."""
         return self.cpu_median / other.cpu_median
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's name, to stand beside measured figures."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _synchronize() -> None:

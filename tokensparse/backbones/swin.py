@@ -173,7 +173,8 @@ class SwinTransformer(BaseModule):
         Args:
             img: (B, 3, h, w).
             valid: (B, 2) rows and columns of each image that are no padding, or None.
-            collect: ``maps``: token maps in the trace; ``attn``: attention of every block.
+            collect: ``maps``: token maps in the trace; ``attn``: attention of every block,
+                ``attn:3``: of the blocks of stage 3.
 
         Returns:
             See :meth:`forward`, and the trace.

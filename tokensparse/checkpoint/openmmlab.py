@@ -27,8 +27,11 @@ from tokensparse.checkpoint.timm import POSITIONS
 def blocks_of_channels(x: Tensor) -> Tensor:
     """(..., 4 C) in the order of ``nn.Unfold`` -> (..., 4 C) in blocks.
 
-    The blocks are places (0,0), (1,0), (0,1), (1,1) of (row, column).
+    The blocks are places (0,0), (1,0), (0,1), (1,1) of (row, column). A misshapen tensor stays as
+    it is, and is found out by its shape.
     """
+    if x.ndim == 0 or x.shape[-1] % 4:
+        return x
     blocks: Tensor = x.unflatten(-1, (-1, 2, 2)).transpose(-1, -3)
     return blocks.flatten(-3)
 
@@ -141,7 +144,7 @@ def prepare_seg_vit(theirs: State) -> State:
     """
     state = dict(backbone_only(theirs))
     weight = state.get("patch_embed.projection.weight")
-    if weight is not None:
+    if weight is not None and weight.ndim:
         state.setdefault("patch_embed.projection.bias", torch.zeros(weight.shape[0]))
     last = last_number(state, r"layers\.(\d+)\.")
     for leaf in ("weight", "bias"):
@@ -154,7 +157,7 @@ def seg_vit_settings(state: State, keywords: Mapping[str, Any]) -> Settings:
     """The map of the last block, as mmseg's default, with a norm where the file holds one."""
     settings = vit_settings(state, keywords, norm_eps=1e-6, position_antialias=False)
     last = settings["arch"]["depth"] - 1
-    normed = f"norm{last}.weight" in state
+    normed = any(name.startswith(f"norm{last}.") for name in state)
     return {**settings, "out_indices": (last,), "out_norms": normed}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 _WRAPPERS = ("model", "state_dict")
+_AVERAGED = "model_ema"
 _DERIVED = ("relative_position_index", "attn_mask")
 
 
@@ -21,13 +22,14 @@ class CheckpointError(ValueError):
     """A file that is not what its name says, or that cannot be read safely."""
 
 
-def read_state(weights: str | Path | Mapping[str, Any]) -> State:
+def read_state(weights: str | Path | Mapping[str, Any], ema: bool = False) -> State:
     """Tensors by their released names.
 
     Args:
         weights: path of a safetensors file or of a file of ``torch.save``, or a state dict. What is
             wrapped in ``model`` or ``state_dict`` is unwrapped, and a ``module.`` before every name
             is cut off.
+        ema: take the averaged weights in ``model_ema`` (DeiT, timm) instead.
 
     Returns:
         The tensors; half precision becomes float32. Derived buffers (``relative_position_index``,
@@ -36,7 +38,7 @@ def read_state(weights: str | Path | Mapping[str, Any]) -> State:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file needs more than tensors, numbers and containers to be read, is
-            damaged, or holds no state dict.
+            damaged, or holds no state dict, or no averaged weights where they are asked for.
     """
     name = "the state dict"
     content: Any = weights
@@ -44,14 +46,23 @@ def read_state(weights: str | Path | Mapping[str, Any]) -> State:
         path = Path(weights)
         name = str(path)
         content = _read_file(path)
+    if ema:
+        if not isinstance(content.get(_AVERAGED), Mapping):
+            raise CheckpointError(f"{name} holds no {_AVERAGED!r}, but ema=True asks for it")
+        content = content[_AVERAGED]
     for _ in range(2):
         inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         content = inner[0] if inner else content
-    wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    wrong = [
+        key
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     if wrong or not content:
         raise CheckpointError(
             f"{name} holds no state dict: expected tensors by name, but "
             f"{_some(wrong) or 'nothing'} is there"
+            + (f"; ema=True takes {_AVERAGED!r}" if _AVERAGED in wrong else "")
         )
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {

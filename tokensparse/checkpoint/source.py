@@ -7,7 +7,7 @@ nothing else has to be told.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,8 +16,17 @@ from tokensparse.checkpoint.names import Rule
 from tokensparse.checkpoint.reading import CheckpointError, State
 
 Settings = dict[str, Any]
-_FC1 = re.compile(r"stages\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
 Grid = tuple[int, int]
+
+#: Dimensions of the tensors that sizes are read off, by our names; all others are compared with
+#: the model afterwards.
+_RANKS = (
+    (re.compile(r"(?:cls|dist|reg)_token|pos_embed|plan\..*\.centres"), 3),
+    (re.compile(r"stem\.(?:proj|conv\d)\.weight|plan\.steps\.0\.reduce\.conv\.weight"), 4),
+    (re.compile(r".*relative_position_bias_table|.*\.mlp\.fc[12]\.weight|head\..*\.weight"), 2),
+    (re.compile(r"plan\.steps\.0\.reduce\.spatial\.weight"), 2),
+    (re.compile(r".*\.norm[12]\.(?:weight|bias)|.*\.mlp\.fc1\.bias|head\..*\.bias"), 1),
+)
 
 
 def unchanged(theirs: State) -> State:
@@ -65,6 +74,41 @@ class Spatial(NamedTuple):
     resize: Callable[[Tensor, Grid, Grid], Tensor]
 
 
+def wrong_ranks(state: State) -> list[tuple[str, int]]:
+    """(our name, dimensions expected) of tensors whose sizes cannot be read off."""
+    found = []
+    for name, value in state.items():
+        rank = next((rank for pattern, rank in _RANKS if pattern.fullmatch(name)), value.ndim)
+        if value.ndim != rank or 0 in value.shape:
+            found.append((name, rank))
+    return found
+
+
+def commonest(numbers: Iterable[int], missing: str) -> int:
+    """What most tensors say, so that one misshapen tensor is found out; the first wins a tie.
+
+    Raises:
+        KeyError: there are no numbers; it names ``missing``.
+    """
+    votes = Counter(numbers)
+    if not votes:
+        raise KeyError(missing)
+    return votes.most_common(1)[0][0]
+
+
+def width(state: State, stage: int) -> int:
+    """C of a stage, as most layer norms of its blocks say."""
+    norm = re.compile(rf"stages\.{stage}\.blocks\.\d+\.norm[12]\.(?:weight|bias)")
+    sides = (value.shape[0] for name, value in state.items() if norm.fullmatch(name))
+    return commonest(sides, f"stages.{stage}.blocks.0.norm1.weight")
+
+
+def has_qkv_bias(state: State, stages: Sequence[int]) -> bool:
+    """Whether any block of these stages has biases on query, key and value."""
+    starts = tuple(f"stages.{stage}." for stage in stages)
+    return any(k.startswith(starts) and k.endswith("attn.qkv.bias") for k in state)
+
+
 def patch_weight(state: State) -> Tensor:
     """(C, channels, side, side): weight of the patch convolution; refused where it is none."""
     weight = state["stem.proj.weight"]
@@ -87,14 +131,15 @@ def count(state: State, template: str) -> int:
 def mlp_ratio(state: State, block: str) -> float:
     """Hidden channels of a feed-forward as a multiple of its channels; the product is exact.
 
-    Of the blocks of one width the commonest counts, so that one misshapen layer is found out.
+    All blocks of the stage of ``block`` are asked.
     """
-    shape = state[f"{block}.mlp.fc1.weight"].shape
-    alike = [w.shape for name, w in state.items() if _FC1.fullmatch(name) and w.ndim == 2]
-    same_width = Counter(s for s in alike if s[1:] == shape[1:]) or Counter(alike)
-    if not same_width:
-        raise CheckpointError(f"feed-forwards are misshapen: {tuple(shape)}, expected (hidden, C)")
-    hidden, dim = same_width.most_common(1)[0][0]
+    stage = int(block.split(".")[1])
+    fc = re.compile(rf"stages\.{stage}\.blocks\.\d+\.mlp\.(?:fc1\.(?:weight|bias)|fc2\.weight)")
+    hidden = commonest(
+        (v.shape[1 if "fc2" in name else 0] for name, v in state.items() if fc.fullmatch(name)),
+        f"{block}.mlp.fc1.weight",
+    )
+    dim = width(state, stage)
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -146,15 +191,10 @@ def vit_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Set
         KeyError: a tensor that must be there is not.
         CheckpointError: something cannot be read off the tensors.
     """
-    dim, chans, patch, _ = patch_weight(state).shape
+    _, chans, patch, _ = patch_weight(state).shape
+    dim = width(state, 0)
     depth = count(state, "stages.0.blocks.{}.")
-    prefix = [
-        state[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state
-    ]
-    places = state["pos_embed"].shape[1] - sum(prefix)
-    size = given_size(keywords, patch, places, "pos_embed")
-    block = "stages.0.blocks.0"
-    ratio = mlp_ratio(state, block)
+    size = _vit_image(state, keywords, patch)
     heads = keywords.get("num_heads")
     if heads is None:
         if dim % 64:
@@ -163,14 +203,14 @@ def vit_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Set
                 "64; say num_heads=..."
             )
         heads = dim // 64
-    if dim % heads:
+    if heads < 1 or dim % heads:
         raise CheckpointError(f"num_heads={heads} does not divide the {dim} channels in the file")
     arch = dict(
         embed_dim=dim,
         depth=depth,
         num_heads=heads,
-        mlp_ratio=ratio,
-        qkv_bias=f"{block}.attn.qkv.bias" in state,
+        mlp_ratio=mlp_ratio(state, "stages.0.blocks.0"),
+        qkv_bias=has_qkv_bias(state, [0]),
     )
     return dict(
         type="tokensparse.VisionTransformer",
@@ -185,21 +225,44 @@ def vit_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Set
     )
 
 
+def _vit_image(state: State, keywords: Mapping[str, Any], patch: int) -> tuple[int, int]:
+    """Image size of the position table; a prefix token that is missing is named (KeyError)."""
+    prefix = [state[k].shape[1] for k in ("cls_token", "dist_token", "reg_token") if k in state]
+    places = max(state["pos_embed"].shape[1] - sum(prefix), 0)
+    try:
+        return given_size(keywords, patch, places, "the position table")
+    except CheckpointError:
+        whole = math.isqrt(places - 1) ** 2 == places - 1 if places else False
+        for name, wanted in (("cls_token", True), ("dist_token", "head.fc_dist.weight" in state)):
+            if whole and wanted and name not in state:
+                raise KeyError(name) from None
+        raise
+
+
 def swin_trunk(state: State, stages: int) -> tuple[Settings, int]:
     """(arch, window) of the first stages of a Swin, from tensors in our names."""
     depths = tuple(count(state, f"stages.{i}.blocks.{{}}.") for i in range(stages))
-    tables = [
-        state[f"stages.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(stages)
-    ]
-    window = (math.isqrt(tables[0].shape[0]) + 1) // 2
+    tables = [_tables(state, i) for i in range(stages)]
+    first = "stages.{}.blocks.0.attn.relative_position_bias_table"
+    places = commonest((table.shape[0] for found in tables for table in found), first.format(0))
+    window = (math.isqrt(places) + 1) // 2
+    heads = tuple(
+        commonest((t.shape[1] for t in found), first.format(i)) for i, found in enumerate(tables)
+    )
     arch = dict(
-        embed_dim=patch_weight(state).shape[0],
+        embed_dim=width(state, 0),
         depths=depths,
-        num_heads=tuple(table.shape[1] for table in tables),
+        num_heads=heads,
         mlp_ratio=mlp_ratio(state, "stages.0.blocks.0"),
-        qkv_bias="stages.0.blocks.0.attn.qkv.bias" in state,
+        qkv_bias=has_qkv_bias(state, range(stages)),
     )
     return arch, window
+
+
+def _tables(state: State, stage: int) -> list[Tensor]:
+    """Position bias tables of a stage."""
+    start, end = f"stages.{stage}.", ".relative_position_bias_table"
+    return [value for name, value in state.items() if name.startswith(start) and name.endswith(end)]
 
 
 def swin_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Settings:
@@ -216,7 +279,7 @@ def swin_settings(state: State, keywords: Mapping[str, Any], **fixed: Any) -> Se
         in_chans=weight.shape[1],
         **fixed,
     )
-    norms = tuple(i for i in range(stages) if f"norm{i}.weight" in state)
+    norms = tuple(i for i in range(stages) if any(k.startswith(f"norm{i}.") for k in state))
     return {**settings, "out_indices": norms} if norms else settings
 
 

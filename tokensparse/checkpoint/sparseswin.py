@@ -15,7 +15,10 @@ from tokensparse.checkpoint.source import (
     Spatial,
     count,
     given_size,
+    has_qkv_bias,
+    patch_weight,
     swin_trunk,
+    width,
 )
 from tokensparse.checkpoint.torchvision import FEATURE_RULES
 from tokensparse.ops.resize import resize_mixing, resize_positions
@@ -39,9 +42,10 @@ _SPARTA_RULES = (
     ),
 )
 
+# SparTa's rules come first: the trunk's would name stage 4 in a way that no file does.
 CLASSIFIER_RULES = (
-    *prefixed("swin_model.", FEATURE_RULES),
     *_SPARTA_RULES,
+    *prefixed("swin_model.", FEATURE_RULES),
     Rule("norm.{leaf}", "norm.{leaf}"),
     Rule("fc_out.{leaf}", "head.fc.{leaf}"),
 )
@@ -55,8 +59,8 @@ def _in_blocks(rule: Rule) -> Rule:
 
 
 DENSE_RULES = (
-    *(_in_blocks(rule) for rule in FEATURE_RULES),
     *_SPARTA_RULES,
+    *(_in_blocks(rule) for rule in FEATURE_RULES),
     Rule("norm.{leaf}", "plan.steps.0.recover.norm.{leaf}"),
     Rule("token2spatial.mlp.fc1.{leaf}", "plan.steps.0.recover.fc1.{leaf}"),
     Rule("token2spatial.mlp.fc2.{leaf}", f"{_LAST}.{{leaf}}"),
@@ -78,9 +82,8 @@ def sparse_swin_settings(
     """
     trunk, window = swin_trunk(state, 3)
     mixing = state[_MIXING]
-    weight = state["stem.proj.weight"]
-    dim, heads = state["plan.steps.0.reduce.conv.weight"].shape[0], keywords.get("sparta_heads", 16)
-    if dim % heads:
+    dim, heads = width(state, 3), keywords.get("sparta_heads", 16)
+    if heads < 1 or dim % heads:
         raise CheckpointError(
             f"sparta_heads={heads} does not divide the {dim} channels in the file; it cannot be "
             "read off the tensors: say sparta_heads=..."
@@ -90,7 +93,7 @@ def sparse_swin_settings(
         token_dim=dim,
         num_heads=heads,
         depth=count(state, "stages.3.blocks.{}."),
-        qkv_bias="stages.3.blocks.0.attn.qkv.bias" in state,
+        qkv_bias=has_qkv_bias(state, [3]),
     )
     settings = dict(
         type="tokensparse.SparseSwin",
@@ -98,7 +101,7 @@ def sparse_swin_settings(
         trunk=trunk,
         img_size=given_size(keywords, 16, mixing.shape[1], "the spatial layer"),
         window_size=window,
-        in_chans=weight.shape[1],
+        in_chans=patch_weight(state).shape[1],
     )
     return {**settings, "out_indices": (0, 1, 2, 3)} if dense else settings
 

@@ -75,7 +75,9 @@ def fold_scales(theirs: State) -> State:
                 weight, bias = (
                     f"{name.removesuffix(ending)}.{layer}.{k}" for k in ("weight", "bias")
                 )
-                if weight in state and bias in state:
+                if weight not in state or bias not in state:
+                    continue
+                if gamma.shape == state[bias].shape == state[weight].shape[:1]:
                     del state[name]
                     state[weight] = gamma[:, None] * state[weight]
                     state[bias] = gamma * state[bias]
@@ -99,7 +101,8 @@ def prefix_positions(state: State, prefix: int) -> State:
 def prepare_vit(theirs: State) -> State:
     """Fold layer scales; prefix tokens get zero positions where the table is a map without them."""
     state = fold_scales(theirs)
-    tokens = [state[k].shape[1] for k in ("cls_token", "dist_token", "reg_token") if k in state]
+    names = ("cls_token", "dist_token", "reg_token")
+    tokens = [state[k].shape[1] for k in names if k in state and state[k].ndim == 3]
     table = state.get("pos_embed")
     if table is None or table.ndim != 3 or not tokens:
         return state

@@ -158,6 +158,13 @@ def describe_swin(model: Any) -> tuple[State, Settings]:
     _need(pool == "avg", "global_pool", pool, "'avg'")
     _need(isinstance(head.fc, nn.Linear), "head.fc", head.fc, "a linear head (num_classes > 0)")
     always = model.layers[0].blocks[0].always_partition
+    _need(
+        always or not model.dynamic_img_size,
+        "dynamic_img_size",
+        model.dynamic_img_size,
+        "False, or always_partition=True: timm keeps the shifts of the size that it was built for; "
+        "set_input_size() moves a model to another size",
+    )
     window = model.layers[0].blocks[0].window_size
     for name, block in _swin_blocks(model):
         attn = block.attn

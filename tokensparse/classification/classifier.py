@@ -128,8 +128,7 @@ class ImageClassifier(BaseModel):
         return logits if mode == "tensor" else predictions(logits, data_samples)
 
     def _loss(self, inputs: Tensor, data_samples: Labels) -> dict[str, Tensor]:
-        collect = frozenset() if self.attention_penalty is None else frozenset({"attn"})
-        feats, trace = self.extract(inputs, collect)
+        feats, trace = self.extract(inputs, self._collected())
         batch = as_batch(data_samples, inputs.device)
         target = batch.get("targets", batch.get("labels"))
         if target is None:
@@ -141,6 +140,13 @@ class ImageClassifier(BaseModel):
         hard = target.argmax(1) if target.ndim == 2 else target
         losses["acc"] = (logits.detach().argmax(1) == hard).float().mean() * 100
         return losses
+
+    def _collected(self) -> frozenset[str]:
+        """What the trace shall hold: the attention that the penalty reads, and nothing else."""
+        if self.attention_penalty is None:
+            return frozenset()
+        stage = getattr(self.attention_penalty, "stage", None)
+        return frozenset({"attn" if stage is None else f"attn:{stage}"})
 
     def _trace_losses(self, trace: Trace) -> dict[str, Tensor]:
         losses = dict(self.attention_penalty(trace)) if self.attention_penalty is not None else {}

@@ -43,7 +43,7 @@ class Flow(NamedTuple):
         num_prefix: P.
         stack: steps that are open, outermost first.
         trace: what happened so far.
-        collect: ``maps`` and ``attn`` where the trace is to hold them.
+        collect: what the trace is to hold: ``maps``, ``attn``, or ``attn:3`` of stage 3 alone.
     """
 
     x: Tensor
@@ -188,7 +188,7 @@ def _inputs(
         hide_outside=windows is not None and windows.hide_outside,
         num_prefix=flow.num_prefix,
         needs=needs,
-        want_attn="attn" in flow.collect,
+        want_attn=bool(flow.collect & {"attn", f"attn:{stage}"}),
     )
 
 
