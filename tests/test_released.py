@@ -130,7 +130,7 @@ def test_wrong_file_is_refused(source: str) -> None:
         ),
         (
             lambda s: s.update({"patch_embed.proj.weight": torch.zeros(64, 192)}),
-            r"misshapen: \(64, 192\)",
+            r"misshapen: patch_embed.proj.weight is \(64, 192\), expected 4 dimensions",
         ),
     ],
 )

@@ -67,8 +67,7 @@ def load_released(
             SparseSwin (16), which no tensor tells; all others are settings of the backbone:
             ``img_size`` (position tables are resized; a table of a square number of positions
             counts as a square map, any other needs its own size here), ``attention``,
-            ``window_padding``,
-            ``drop_path_rate``, ``out_indices`` ...
+            ``window_padding``, ``drop_path_rate``, ``out_indices`` ...
 
     Returns:
         In eval mode: the classifier, whose forward gives logits; or, for dense sources and with
@@ -184,7 +183,7 @@ def _model(family: Source, settings: Settings, state: State) -> nn.Module:
         backbone: nn.Module = MODELS.build(dict(settings))
         if family.plain_maps:
             for i in settings["out_indices"]:
-                if f"norm{i}.weight" not in state:
+                if not any(name.startswith(f"norm{i}.") for name in state):
                     backbone.add_module(f"norm{i}", nn.Identity())
         return backbone
     bias = state.get("head.fc.weight")

@@ -48,7 +48,10 @@ def main() -> None:
             Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
         part()
     except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        if os.environ.get("TOKENSPARSE_TRACEBACK"):
+            raise
+        hint = "TOKENSPARSE_TRACEBACK=1 shows where in the code"
+        sys.exit(f"{type(error).__name__}: {error}\n({hint})")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("TOKENSPARSE_TRACEBACK"):
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        hint = "TOKENSPARSE_TRACEBACK=1 shows where in the code"
+        sys.exit(f"{type(error).__name__}: {error}\n({hint})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""What models cost beside their dense baselines: parameters, multiply-accumulates, tokens.
+
+``python tools/analyze.py CONFIG... [--shape H W] [--json FILE]``
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import tokensparse  # noqa: F401  registers everything
+from tokensparse.analysis import count
+from tokensparse.analysis.baseline import dense_of
+from tokensparse.registry import MODELS
+
+
+def model_of(cfg: Config, dense: bool) -> nn.Module:
+    """The classifier of a config, or the backbone alone under other heads; without data."""
+    backbone = dict(cfg.model.backbone)
+    backbone.pop("init_cfg", None)
+    if dense:
+        backbone = dense_of(backbone)
+    with torch.device("meta"):
+        if cfg.model.type.endswith("ImageClassifier"):
+            head = {k: v for k, v in cfg.model.head.items() if k != "in_channels"}
+            settings = dict(type="tokensparse.ImageClassifier", backbone=backbone, head=head)
+            return MODELS.build(settings)
+        return MODELS.build(backbone)
+
+
+def shape_of(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
+    """The size asked for, or the backbone's own."""
+    size = shape or cfg.model.backbone.get("img_size", 224)
+    rows, cols = (size, size) if isinstance(size, int) else size
+    return rows, cols
+
+
+def analyze(path: str, shape: list[int] | None) -> dict[str, Any]:
+    """Costs of one config and of its dense baseline.
+
+    Args:
+        path: config.
+        shape: (rows, columns) in pixels, or None for the config's own.
+
+    Returns:
+        ``config``, ``shape``, ``params``, ``macs``, ``flops`` (2 x), ``tokens`` by block, and the
+        same of the baseline under ``dense``.
+    """
+    cfg = Config.fromfile(path)
+    size = shape_of(cfg, shape)
+    found: dict[str, Any] = {"config": path, "shape": list(size)}
+    for name, target in (("own", found), ("dense", found.setdefault("dense", {}))):
+        cost = count(model_of(cfg, dense=name == "dense"), size)
+        target["params"] = cost.params
+        target["macs"] = cost.macs
+        target["flops"] = 2 * cost.macs
+        target["tokens"] = list(cost.tokens)
+    return found
+
+
+def runs(tokens: list[int]) -> str:
+    """``196 x 4, 16 x 8``: equal neighbours counted."""
+    parts: list[list[int]] = []
+    for value in tokens:
+        if parts and parts[-1][0] == value:
+            parts[-1][1] += 1
+        else:
+            parts.append([value, 1])
+    return ", ".join(f"{value} x {times}" for value, times in parts)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table on screen."""
+    table = Table(title="one image, one forward pass; GMACs of matrix products and convolutions")
+    for head in ("config", "shape", "params (M)", "GMACs", "GFLOPs", "of dense", "tokens by block"):
+        table.add_column(head)
+    for row in rows:
+        shape = "x".join(str(side) for side in row["shape"])
+        for name, cost in ((Path(row["config"]).stem, row), ("  dense", row["dense"])):
+            table.add_row(
+                name,
+                shape,
+                f"{cost['params'] / 1e6:.2f}",
+                f"{cost['macs'] / 1e9:.3f}",
+                f"{cost['flops'] / 1e9:.3f}",
+                f"{cost['macs'] / row['dense']['macs']:.1%}",
+                runs(cost["tokens"]),
+            )
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(table)
+
+
+def main() -> None:
+    """Analyze, show, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--shape", nargs=2, type=int, metavar=("H", "W"), help="pixels")
+    parser.add_argument("--json", help="file to write: a list in the order given")
+    args = parser.parse_args()
+    try:
+        rows = [analyze(path, args.shape) for path in args.configs]
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    show(rows)
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
