@@ -5,6 +5,7 @@ import torch
 from small import small_swin, small_vit
 
 from tokensparse.analysis import CountError, compare, count, peak_bytes
+from tokensparse.analysis.executed import macs_of
 from tokensparse.backbones import SparseSwin, STViTDeiT, SwinTransformer, VisionTransformer
 from tokensparse.interfaces import Reducer
 from tokensparse.plan import build_part
@@ -116,6 +117,20 @@ def test_fused_or_not_on_every_device() -> None:
         assert len({c.modules for c in found.values()}) == 1
 
 
+def test_the_callers_modes_change_nothing() -> None:
+    model = small_vit(plan=dict(every=dict(type="ToMe", r=4)))
+    wanted = count(model, 64)
+    with torch.inference_mode():
+        assert count(small_vit(plan=dict(every=dict(type="ToMe", r=4))), 64, "own") == wanted
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count(model, 64, "own") == wanted
+    assert count(torch.compile(model, backend="eager"), 64) == wanted
+    model.train()
+    model.stem.eval()
+    count(model, 64, "own")
+    assert model.training and not model.stem.training
+
+
 def test_whole_models_agree() -> None:
     for model in (
         SwinTransformer("tiny", out_indices=(0, 1, 2, 3)),
@@ -144,6 +159,21 @@ def test_a_wrong_formula_is_named() -> None:
     model = small_vit(plan=[dict(span=(1, None), reduce=dict(type=Sloppy))])
     with pytest.raises(CountError, match=r"plan.steps.0.reduce: .* were executed"):
         count(model, 64)
+
+
+def test_every_fused_attention_counts_alike() -> None:
+    q, k = torch.zeros(2, 3, 10, 16, device="meta"), torch.zeros(2, 3, 14, 16, device="meta")
+    names = [
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    ]
+    for name in names:
+        first = [a.name for a in getattr(torch.ops.aten, name).default._schema.arguments[:3]]
+        assert first == ["query", "key", "value"]
+        assert macs_of(name, (q, k, k), None) == 2 * (2 * 3 * 10 * 14 * 16)
 
 
 def test_timer_takes_turns() -> None:

@@ -104,6 +104,22 @@ def test_swin_that_ours_cannot_equal(settings: dict[str, Any], attribute: str) -
         apply_plan(TimmSwin(**{**SWIN, "num_classes": 5, **settings}))
 
 
+def test_size_is_overridden_on_any_grid() -> None:
+    theirs = vit(img_size=(64, 96), dynamic_img_size=True)
+    model = apply_plan(theirs, img_size=(96, 96))
+    assert model.backbone.grid == (12, 12)
+    assert same(model, theirs, (96, 96))
+
+
+def test_dynamic_swin() -> None:
+    """timm keeps the shifts of the size it was built for; ours would follow the image."""
+    with pytest.raises(ValueError, match="dynamic_img_size = True.*always_partition"):
+        apply_plan(swin(strict_img_size=False))
+    theirs = swin(strict_img_size=False, always_partition=True)
+    for size in ((128, 128), (256, 192), (144, 204)):
+        assert same(apply_plan(theirs), theirs, size)
+
+
 def test_other_models_are_refused() -> None:
     with pytest.raises(ValueError, match="Linear is neither"):
         apply_plan(nn.Linear(1, 1))

@@ -1,5 +1,6 @@
 """With an empty plan ours equal the models that timm, torchvision, mmdet and mmseg build: 1e-5."""
 
+import re
 from typing import Any
 
 import pytest
@@ -68,6 +69,54 @@ def test_openmmlab_swin(package: str, size: tuple[int, int]) -> None:
     kwargs = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
     theirs = random_weights(backbones.SwinTransformer(**kwargs))
     ours = load_released(f"{package}-swin", theirs.state_dict())
+    assert furthest(ours, theirs, size) <= TOLERANCE
+
+
+def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names to those of Swin's authors: merging lies at the end of a layer."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", name)
+        renamed[name.replace("head.fc.", "head.")] = value
+    return renamed
+
+
+@pytest.mark.parametrize("size", [(224, 224), (224, 448), (448, 224)])
+def test_official_swin(size: tuple[int, int]) -> None:
+    """The authors' blocks are timm's, but no axis is shifted where one side fits a window."""
+    theirs = random_weights(TimmSwin(img_size=size, num_classes=10, **NARROW_SWIN))
+    for block in (block for stage in theirs.layers for block in stage.blocks):
+        if min(block.input_resolution) <= 7:
+            block.shift_size, block.attn_mask = (0, 0), None
+    ours = load_released("official-swin", official_names(theirs.state_dict()), img_size=size)
+    assert furthest(ours, theirs, size) <= TOLERANCE
+
+
+class MmpretrainSwin(nn.Module):
+    """mmdet's Swin under mmpretrain's rule: no shift where the shorter side is one window."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.backbone = trunk
+        self.head = nn.ModuleDict(dict(fc=nn.Linear(128, 10)))
+        for block in (block for stage in trunk.stages for block in stage.blocks):
+            block.attn.register_forward_pre_hook(self._rule)
+
+    @staticmethod
+    def _rule(attn: Any, args: tuple[Tensor, tuple[int, int]]) -> None:
+        attn.wanted = getattr(attn, "wanted", attn.shift_size)
+        attn.shift_size = 0 if min(args[1]) == attn.window_size else attn.wanted
+
+    def forward(self, img: Tensor) -> Tensor:
+        return self.head["fc"](self.backbone(img)[-1].mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (224, 448), (300, 208)])
+def test_mmpretrain_swin(size: tuple[int, int]) -> None:
+    backbones = pytest.importorskip("mmdet.models.backbones")
+    kwargs = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), out_indices=(3,))
+    theirs = random_weights(MmpretrainSwin(backbones.SwinTransformer(**kwargs)))
+    ours = load_released("mmpretrain-swin", theirs.state_dict())
     assert furthest(ours, theirs, size) <= TOLERANCE
 
 

@@ -69,8 +69,9 @@ def test_sizes_are_not_overridden() -> None:
 
 def test_heads() -> None:
     assert load_released("timm-vit", vit_state()).backbone.stages[0].blocks["0"].attn.num_heads == 1
-    with pytest.raises(ValueError, match="num_heads=3 does not divide"):
-        load_released("timm-vit", vit_state(), num_heads=3)
+    for heads in (3, 0):
+        with pytest.raises(ValueError, match=f"num_heads={heads} does not divide"):
+            load_released("timm-vit", vit_state(), num_heads=heads)
     with pytest.raises(ValueError, match="num_heads cannot be read off"):
         load_released("timm-vit", vit(embed_dim=48).state_dict())
 
@@ -151,6 +152,51 @@ def test_missing_keys_carry_their_released_names() -> None:
         load_released("torchvision-swin", state)
 
 
+def small_files() -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+    """State dict and keywords by source; no more than two blocks anywhere."""
+    swin_parts = dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), num_classes=5)
+    torchvision = TorchvisionSwin([4, 4], 16, [1, 1], [1, 2], [7, 7], num_classes=5)
+    distilled = VisionTransformerDistilled(**{**VIT, "depth": 2})
+    sparse = released_sparse_swin(dense=False)[1]
+    sparse.update({"fc_out.weight": torch.zeros(5, 32), "fc_out.bias": torch.zeros(5)})
+    return {
+        "timm-vit": (dict(distilled.state_dict()), dict(num_heads=4)),
+        "timm-swin": (dict(TimmSwin(img_size=56, **swin_parts).state_dict()), {}),
+        "torchvision-swin": (dict(torchvision.state_dict()), {}),
+        "sparseswin": (sparse, dict(sparta_heads=4)),
+        "sparseswin-det": (released_sparse_swin(dense=True)[1], dict(sparta_heads=4)),
+    }
+
+
+@pytest.mark.parametrize(
+    "source", ["timm-vit", "timm-swin", "torchvision-swin", "sparseswin", "sparseswin-det"]
+)
+def test_whichever_key_is_wrong_is_named_as_in_the_file(source: str) -> None:
+    state, keywords = small_files()[source]
+    load_released(source, state, **keywords)
+    for name in state:
+        if name.endswith("relative_position_index"):
+            continue
+        without = {k: v for k, v in state.items() if k != name}
+        with pytest.raises(CheckpointError, match=f"missing: {re.escape(name)}"):
+            load_released(source, without, **keywords)
+        with pytest.raises(CheckpointError, match=f"misshapen: {re.escape(name)} is"):
+            load_released(source, {**state, name: torch.tensor(1.0)}, **keywords)
+
+
+def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
+    state, averaged = vit_state(), {k: v + 1 for k, v in vit_state().items()}
+    path = tmp_path / "training.pth"
+    torch.save({"model": state, "model_ema": averaged}, path)
+    for ema, wanted in ((False, state), (True, averaged)):
+        model = load_released("timm-vit", path, num_heads=4, ema=ema)
+        assert torch.equal(model.head.fc.bias, wanted["head.bias"])
+    with pytest.raises(CheckpointError, match="holds no 'model_ema'"):
+        load_released("timm-vit", state, num_heads=4, ema=True)
+    with pytest.raises(CheckpointError, match="ema=True takes 'model_ema'"):
+        load_released("timm-vit", {"model_ema": averaged}, num_heads=4)
+
+
 class Callback:
     """A stranger's class inside a file."""
 
@@ -187,6 +233,8 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
         load_released("timm-vit", tmp_path / "absent.pth")
     with pytest.raises(CheckpointError, match="no state dict"):
         load_released("timm-vit", {"model": {"epoch": 3}})
+    with pytest.raises(CheckpointError, match="no state dict: .* but 0 is there"):
+        load_released("timm-vit", {0: torch.zeros(1)})
 
 
 def test_derived_buffers_are_dropped() -> None:

@@ -113,16 +113,15 @@ def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str =
         TypeError: a model without one of our backbones.
     """
     size = image_size(input_size)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     expected = formula(model, size)
     found = _gather(_run(model, size, device), list(expected))
     for name in [*expected, *found]:
         if expected.get(name, 0) != found.get(name, 0):
             raise CountError(
                 f"{name or 'outside all parts'}: {found.get(name, 0):,} multiply-accumulates "
-                f"were executed at "
-                f"{size[0]} x {size[1]}, the closed formula says {expected.get(name, 0):,}. Mend "
-                f"the `macs` method "
-                "of that reducer or recovery (tokensparse/interfaces.py)"
+                f"were executed at {size[0]} x {size[1]}, the closed formula says "
+                f"{expected.get(name, 0):,}. {_remedy(name)}"
             )
     backbone: Any = getattr(model, "backbone", model)
     grid = grid_of(size, backbone.stem.stride)
@@ -146,6 +145,12 @@ def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str =
         tokens=tuple(row.tokens_out for row in rows),
         steps=_steps(backbone.plan, grid),
     )
+
+
+def _remedy(name: str) -> str:
+    if "plan." in name:
+        return "Mend the `macs` method of that reducer or recovery (tokensparse/interfaces.py)"
+    return "Mend that part's formula (tokensparse/analysis/formula.py)"
 
 
 def _steps(plan: Any, grid: tuple[int, int]) -> tuple[StepRow, ...]:

@@ -67,8 +67,14 @@ class _Watch(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         name = str(getattr(func, "overloadpacket", func)).removeprefix("aten.")
+        if name != "linear":
+            with self:  # inference mode hands composite operations over whole: count what is inside
+                parts = func.decompose(*args, **kwargs)  # type: ignore[attr-defined]
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
         macs = macs_of(name, args, out)
         if macs:
             self.found[self.names[-1]] += macs

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -118,7 +119,7 @@ def peak_bytes(call: Callable[[], Any], device: str | None = None) -> int:
     events = [
         event
         for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-        if event.name() == "[memory]"
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
     ]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -41,6 +41,7 @@ ARCHS = {
     "small": dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
     "base": dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
 }
+SHIFTS = ("auto", "always", "official", "timm", "timm-always")
 LEGAL_SIZES = ("embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias")
 
 
@@ -56,7 +57,8 @@ class SwinTransformer(BaseModule):
         window_padding: ``official``: the zeros that fill windows are attended, as in every released
             Swin; ``masked``: they never give nor get attention.
         window_shift: ``auto``: no shift along an axis that one window covers (torchvision);
-            ``always``: mmdet's and mmseg's Swin; ``timm``,
+            ``always``: mmdet's and mmseg's Swin; ``official``: no shift on either axis where one
+            window covers the shorter side (Swin's authors, mmpretrain); ``timm``,
             ``timm-always``: the map is shifted before it is padded, as in timm.
         stem: ``patch``, or ``conv``: two strided convolutions (STViT), for which patch_size is 4.
         patch_size: pixels of a patch's side.
@@ -78,7 +80,7 @@ class SwinTransformer(BaseModule):
         img_size: int | Sequence[int] = 224,
         window_size: int = 7,
         window_padding: Literal["official", "masked"] = "official",
-        window_shift: Literal["auto", "always", "timm", "timm-always"] = "auto",
+        window_shift: Literal["auto", "always", "official", "timm", "timm-always"] = "auto",
         stem: Literal["patch", "conv"] = "patch",
         patch_size: int = 4,
         in_chans: int = 3,
@@ -94,7 +96,7 @@ class SwinTransformer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         _check_choice("window_padding", window_padding, ("official", "masked"))
-        _check_choice("window_shift", window_shift, ("auto", "always", "timm", "timm-always"))
+        _check_choice("window_shift", window_shift, SHIFTS)
         _check_choice("pool", pool, ("mean", "size_mean"))
         _check_choice("stem", stem, ("patch", "conv"))
         if stem == "conv" and patch_size != 4:

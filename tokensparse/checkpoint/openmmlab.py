@@ -166,7 +166,9 @@ _DENSE_SWIN = Source(
 )
 
 SOURCES = {
-    "mmpretrain-swin": Source(PRETRAIN_SWIN_RULES, swin_settings, last_norm),
+    "mmpretrain-swin": Source(
+        PRETRAIN_SWIN_RULES, partial(swin_settings, window_shift="official"), last_norm
+    ),
     "mmpretrain-vit": Source(
         PRETRAIN_VIT_RULES,
         partial(vit_settings, norm_eps=1e-6),

@@ -8,7 +8,7 @@ import torch
 
 from tokensparse.checkpoint.names import Rule
 from tokensparse.checkpoint.reading import CheckpointError, State
-from tokensparse.checkpoint.source import Settings, Source, count, mlp_ratio
+from tokensparse.checkpoint.source import Settings, Source, count, has_qkv_bias, mlp_ratio, width
 
 _CROSS = (
     ("norm1.{leaf}", "norm1.{leaf}"),
@@ -70,17 +70,37 @@ CLASSIFIER_RULES = (
 DENSE_RULES = (*TRUNK_RULES, Rule("norm{i}.{leaf}", "norm{i}.{leaf}"))
 
 
+#: Layers that the released code keeps apart.
+_PARTNER = {"q": "kv", "kv": "q"}
+
+
 def join_queries(theirs: State) -> State:
-    """Query and key-value layers of blocks that attend to themselves become one layer."""
+    """Query and key-value layers of blocks that attend to themselves become one layer.
+
+    Raises:
+        CheckpointError: one of a pair is missing, or the two do not fit together.
+    """
     joined = dict(theirs)
     for name, query in theirs.items():
         words = name.split(".")
-        if words[:3] != ["layers", "2", "blocks"] or words[4:6] != ["attn", "q"]:
+        if words[:3] != ["layers", "2", "blocks"] or words[4:5] != ["attn"]:
             continue
-        keys = name.replace(".attn.q.", ".attn.kv.")
-        if int(words[3]) % 6 in (3, 4) and keys in theirs:
-            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([query, joined.pop(keys)])
-            del joined[name]
+        if words[5] not in _PARTNER or int(words[3]) % 6 not in (3, 4):
+            continue
+        start, leaf = ".".join(words[:5]), words[-1]
+        partner = f"{start}.{_PARTNER[words[5]]}.{leaf}"
+        if partner not in theirs:
+            raise CheckpointError(f"not what the name says. missing: {partner}")
+        if words[5] == "kv":
+            continue
+        keys = theirs[partner]
+        if not 0 < query.ndim == keys.ndim or query.shape[1:] != keys.shape[1:]:
+            raise CheckpointError(
+                f"not what the name says. misshapen: {name} is {tuple(query.shape)}, {partner} is "
+                f"{tuple(keys.shape)}; they belong together"
+            )
+        del joined[name], joined[partner]
+        joined[f"{start}.qkv.{leaf}"] = torch.cat([query, keys])
     return joined
 
 
@@ -104,11 +124,11 @@ def stvit_r_settings(state: State, keywords: Mapping[str, Any], spec: str) -> Se
         raise CheckpointError(f"num_heads={keywords['num_heads']}, but the bias tables say {heads}")
     window = (int(tables[0].shape[0] ** 0.5) + 1) // 2
     arch = dict(
-        embed_dim=state["stem.conv2.weight"].shape[0],
+        embed_dim=width(state, 0),
         depths=tuple(depths),
         num_heads=heads,
         mlp_ratio=mlp_ratio(state, "stages.0.blocks.0"),
-        qkv_bias="stages.0.blocks.0.attn.qkv.bias" in state,
+        qkv_bias=has_qkv_bias(state, range(4)),
     )
     settings: Settings = dict(
         type="tokensparse.STViTSwin",

@@ -136,5 +136,5 @@ SOURCES = {
         spatial=POSITIONS,
     ),
     "timm-swin": Source(TIMM_SWIN_RULES, partial(swin_settings, window_shift="timm")),
-    "official-swin": Source(OFFICIAL_SWIN_RULES, swin_settings),
+    "official-swin": Source(OFFICIAL_SWIN_RULES, partial(swin_settings, window_shift="official")),
 }

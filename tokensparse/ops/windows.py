@@ -55,8 +55,10 @@ def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str)
         window: side of a window.
         shifted: whether this block is one of the shifted ones.
         rule: ``auto``: no shift along an axis that one window covers; ``always``: shift whatever
-            the size (mmdet's and mmseg's Swin); ``timm`` and ``timm-always``: the same two, but
-            the map is shifted before it is padded, as timm's Swin does.
+            the size (mmdet's and mmseg's Swin); ``official``: no shift on either axis where one
+            window covers the shorter side (Swin's authors, mmpretrain); ``timm`` and
+            ``timm-always``: ``auto`` and ``always``, but the map is shifted before it is padded,
+            as timm's Swin does.
 
     Returns:
         The layout.
@@ -67,6 +69,9 @@ def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str)
     half = window // 2
     if rule.endswith("always"):
         return layout._replace(shift=(half, half), bare=rule.startswith("timm"))
+    if rule == "official":
+        whole = min(grid) <= window
+        return layout if whole else layout._replace(shift=(half, half))
     rows, cols = (0 if window >= side else half for side in layout.padded)
     return layout._replace(shift=(rows, cols), bare=rule.startswith("timm"))
 
