@@ -143,6 +143,15 @@ def test_import_needs_no_mm_package_and_registers_everything() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_without_mmengine_one_error_names_the_remedy() -> None:
+    alone = IMPORT_ALONE.split("import tokensparse")[0].replace('"mmcv",', '"mmcv", "mmengine",')
+    code = alone + "import tokensparse"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: tokensparse needs mmengine: `pip install onedl-mmengine`")
+
+
 def readme() -> str:
     return (ROOT / "README.md").read_text()
 

@@ -1,8 +1,7 @@
 """A training step of SparseSwin-T at 64 px: ours against the plain way, in turn in one process.
 
 The plain way is torchvision's Swin stages 1-3 and the SparTa block of the paper written in eager
-PyTorch, in the same
-precision with the same optimizer. Prints a table, writes JSON with ``--out``.
+PyTorch, in the same precision with the same optimizer. Prints a table, writes JSON with ``--out``.
 """
 
 import argparse
