@@ -1,6 +1,6 @@
 """What models cost beside their dense baselines: parameters, multiply-accumulates, tokens.
 
-``python tools/analyze.py CONFIG... [--shape H W] [--json FILE]``
+``python tools/analyze.py CONFIG... [--shape H W] [--layer-norm] [--json FILE]``
 """
 
 import argparse
@@ -18,6 +18,7 @@ from torch import nn
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import count
 from tokensparse.analysis.baseline import dense_of
+from tokensparse.analysis.published import layer_norm_operations
 from tokensparse.registry import MODELS
 
 
@@ -42,12 +43,13 @@ def shape_of(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
     return rows, cols
 
 
-def analyze(path: str, shape: list[int] | None) -> dict[str, Any]:
+def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dict[str, Any]:
     """Costs of one config and of its dense baseline.
 
     Args:
         path: config.
         shape: (rows, columns) in pixels, or None for the config's own.
+        layer_norm: add LayerNorm to the multiply-accumulates in fvcore's way.
 
     Returns:
         ``config``, ``shape``, ``params``, ``macs``, ``flops`` (2 x), ``tokens`` by block, and the
@@ -57,10 +59,14 @@ def analyze(path: str, shape: list[int] | None) -> dict[str, Any]:
     size = shape_of(cfg, shape)
     found: dict[str, Any] = {"config": path, "shape": list(size)}
     for name, target in (("own", found), ("dense", found.setdefault("dense", {}))):
-        cost = count(model_of(cfg, dense=name == "dense"), size)
+        model = model_of(cfg, dense=name == "dense")
+        cost = count(model, size)
         target["params"] = cost.params
         target["macs"] = cost.macs
-        target["flops"] = 2 * cost.macs
+        if layer_norm:
+            target["layer_norm"] = layer_norm_operations(model, size)
+            target["macs"] += target["layer_norm"]
+        target["flops"] = 2 * target["macs"]
         target["tokens"] = list(cost.tokens)
     return found
 
@@ -78,7 +84,10 @@ def runs(tokens: list[int]) -> str:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A table on screen."""
-    table = Table(title="one image, one forward pass; GMACs of matrix products and convolutions")
+    title = "one image, one forward pass; GMACs of matrix products and convolutions"
+    if "layer_norm" in rows[0]:
+        title += ", and LayerNorm in fvcore's way"
+    table = Table(title=title)
     for head in ("config", "shape", "params (M)", "GMACs", "GFLOPs", "of dense", "tokens by block"):
         table.add_column(head)
     for row in rows:
@@ -102,10 +111,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--shape", nargs=2, type=int, metavar=("H", "W"), help="pixels")
+    parser.add_argument(
+        "--layer-norm",
+        action="store_true",
+        help="count LayerNorm too, as fvcore does: 5 for every value, 4 without affine parameters",
+    )
     parser.add_argument("--json", help="file to write: a list in the order given")
     args = parser.parse_args()
     try:
-        rows = [analyze(path, args.shape) for path in args.configs]
+        rows = [analyze(path, args.shape, args.layer_norm) for path in args.configs]
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     show(rows)

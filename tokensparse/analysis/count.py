@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokensparse.analysis.executed import executed
+from tokensparse.analysis.executed import Cost, executed, macs_of
 from tokensparse.analysis.formula import formula, step_macs
 from tokensparse.backbones.parts import image_size
 from tokensparse.blocks.attention import WindowAttention
@@ -115,7 +115,7 @@ def count(model: nn.Module, input_size: int | Sequence[int] = 224, device: str =
     size = image_size(input_size)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     expected = formula(model, size)
-    found = _gather(_run(model, size, device), list(expected))
+    found = _gather(run_counted(model, size, device), list(expected))
     for name in [*expected, *found]:
         if expected.get(name, 0) != found.get(name, 0):
             raise CountError(
@@ -169,7 +169,10 @@ def _entering(plan: Any, grid: tuple[int, int], stage: int) -> int:
     return grid[0] * grid[1]
 
 
-def _run(model: nn.Module, size: tuple[int, int], device: str) -> dict[str, int]:
+def run_counted(
+    model: nn.Module, size: tuple[int, int], device: str, cost: Cost = macs_of
+) -> dict[str, int]:
+    """Run one image in eval mode and count; see :func:`count` and :func:`executed`."""
     if device not in ("meta", "own"):
         raise ValueError(f"device={device!r}; legal: 'meta', 'own'")
     training = [m for m in model.modules() if m.training]
@@ -183,9 +186,8 @@ def _run(model: nn.Module, size: tuple[int, int], device: str) -> dict[str, int]
     channels = next(p for p in backbone.stem.parameters() if p.ndim == 4).shape[1]
     try:
         model.eval()
-        return executed(
-            model, torch.zeros(1, channels, *size, device=like.device, dtype=like.dtype)
-        )
+        img = torch.zeros(1, channels, *size, device=like.device, dtype=like.dtype)
+        return executed(model, img, cost)
     finally:
         for module in training:
             module.training = True

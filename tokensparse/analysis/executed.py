@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Cost = Callable[[str, tuple[Any, ...], Any], int]
+
 
 def _matrix_product(a: Tensor, b: Tensor) -> int:
     return a.numel() * b.shape[-1]
@@ -54,10 +56,18 @@ def macs_of(name: str, args: tuple[Any, ...], out: Any) -> int:
     return 0
 
 
+def layer_norm_of(name: str, args: tuple[Any, ...], out: Any) -> int:
+    """Operations of a LayerNorm in fvcore's way, 0 for everything else; see :func:`macs_of`."""
+    if name != "native_layer_norm":
+        return 0
+    return int(args[0].numel()) * (5 if args[2] is not None else 4)
+
+
 class _Watch(TorchDispatchMode):
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], cost: Cost) -> None:
         super().__init__()
         self.names = names
+        self.cost = cost
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -75,9 +85,9 @@ class _Watch(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        macs = macs_of(name, args, out)
-        if macs:
-            self.found[self.names[-1]] += macs
+        cost = self.cost(name, args, out)
+        if cost:
+            self.found[self.names[-1]] += cost
         return out
 
 
@@ -97,18 +107,20 @@ def _named_calls(model: nn.Module, names: list[str]):  # type: ignore[no-untyped
             handle.remove()
 
 
-def executed(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+def executed(model: nn.Module, inputs: Tensor, cost: Cost = macs_of) -> dict[str, int]:
     """Run a forward and count.
 
     Args:
         model: on the device of ``inputs``.
         inputs: (1, 3, h, w).
+        cost: of one operation.
 
     Returns:
-        Multiply-accumulates by the name of the innermost module that was running ('' for none).
+        Multiply-accumulates, or what ``cost`` counts, by the name of the innermost module that was
+        running ('' for none).
     """
     names = [""]
-    watch = _Watch(names)
+    watch = _Watch(names, cost)
     with torch.no_grad(), _named_calls(model, names), watch:
         model(inputs)
     return dict(watch.found)

@@ -1,10 +1,11 @@
 """Cross attention from windows of queries to enlarged, overlapping windows of keys.
 
-Keys and values are projected once per token before they come here; windows are gathered one row of
-windows at a time, so memory holds one row. Shapes: B batch, h heads, D head dim, q queries of a
-window, R x S windows, k side of a key window.
+Keys and values are projected once per token before they come here. Windows are not cut out: those
+of one strip ask one block of keys in one masked attention. Shapes: B batch, h heads, D head dim, q
+queries of a window, R x S windows, k side of a key window.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,10 +67,101 @@ def centred_windows(windows: tuple[int, int], stride: int, side: int) -> KeyWind
     return KeyWindows(rows, cols, side)
 
 
-def _index(starts: tuple[int, ...], side: int, length: int, device: torch.device) -> Tensor:
-    """(len(starts), side) places along one axis; ``length`` stands for everything outside."""
-    place = torch.tensor(starts, device=device)[:, None] + torch.arange(side, device=device)
-    return torch.where((place >= 0) & (place < length), place, length)
+#: First and past the last, by window.
+Seen = tuple[tuple[int, int], ...]
+
+
+class Strip(NamedTuple):
+    """Neighbouring query windows that ask one block of keys, each seeing its own window of it.
+
+    Attributes:
+        windows: rows [0] and columns [1] of query windows, as slices.
+        keys: rows [0] and columns [1] of the key map, as slices; all columns where they fit.
+        lines: which of the block's rows each row of windows sees.
+        places: the same of columns.
+    """
+
+    windows: tuple[slice, slice]
+    keys: tuple[slice, slice]
+    lines: Seen
+    places: Seen
+
+
+#: A block of keys is at most this many key windows wide. Keys that a window does not see are
+#: masked, which costs products; cutting windows out costs copies, and those took longer on a CPU.
+WIDEST = 2
+
+
+def strips(where: KeyWindows, grid: tuple[int, int]) -> list[Strip]:
+    """Cut the query windows into strips that share a block of keys.
+
+    A strip is one row of windows, or all of them where the map is no higher than a key window.
+
+    Args:
+        where: the key windows.
+        grid: (H, W) of the keys.
+
+    Returns:
+        Strips in row-major order.
+    """
+    rows = _spans(where.rows, where.side, grid[0], grid[0] if grid[0] <= where.side else 0)
+    cols = _spans(where.cols, where.side, grid[1], WIDEST * where.side)
+    return [
+        Strip((row, col), (lines, places), lines_seen, places_seen)
+        for row, lines, lines_seen in rows
+        for col, places, places_seen in cols
+    ]
+
+
+def _spans(
+    starts: tuple[int, ...], side: int, length: int, widest: int
+) -> list[tuple[slice, slice, Seen]]:
+    """Along one axis: windows, the keys of them all, and what each window sees of these keys.
+
+    Windows share a block while it is at most ``widest`` long.
+    """
+    seen = [(min(max(0, s), length), max(0, min(length, s + side))) for s in starts]
+    found = []
+    first = 0
+    while first < len(seen):
+        last = first
+        while last + 1 < len(seen) and seen[last + 1][1] - seen[first][0] <= widest:
+            last += 1
+        begin, end = seen[first][0], seen[last][1]
+        inside = tuple((a - begin, b - begin) for a, b in seen[first : last + 1])
+        found.append((slice(first, last + 1), slice(begin, end), inside))
+        first = last + 1
+    return found
+
+
+def attended_pairs(
+    where: KeyWindows, grid: tuple[int, int], border_seen: bool = False, extra: int = 0
+) -> int:
+    """How many (window, key) pairs :func:`attend_windows` multiplies, masked ones included.
+
+    Args:
+        where: the key windows.
+        grid: (H, W) of the keys.
+        border_seen: places outside the map take part.
+        extra: further keys of every window.
+    """
+    border = int(border_seen and _reaches_out(where, grid))
+    total = 0
+    for strip in strips(where, grid):
+        count = len(strip.lines) * len(strip.places)
+        keys = _length(strip.keys[0]) * (_length(strip.keys[1]) + border)
+        total += count * (keys + count * extra)
+    return total
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _reaches_out(where: KeyWindows, grid: tuple[int, int]) -> bool:
+    return any(s < 0 or s + where.side > grid[0] for s in where.rows) or any(
+        s < 0 or s + where.side > grid[1] for s in where.cols
+    )
 
 
 def attend_windows(
@@ -97,54 +189,75 @@ def attend_windows(
     Returns:
         (B, R, S, h, q, D).
     """
-    height, width = kv.shape[1:3]
-    rows = _index(where.rows, where.side, height, kv.device)
-    cols = _index(where.cols, where.side, width, kv.device)
-    outside = any(s < 0 or s + where.side > height for s in where.rows) or any(
-        s < 0 or s + where.side > width for s in where.cols
-    )
-    if outside:
-        kv = _with_border(kv, border.to(kv.dtype))
-    bias = _bias(hidden, outside and border_hidden, kv, (height, width))
-    out = []
-    for r in range(len(where.rows)):
-        line = kv[:, rows[r]][:, :, cols]
-        # (B, k, S, k, 2, h, D) -> (2, B, S, h, k * k, D)
-        k, v = line.permute(4, 0, 2, 5, 1, 3, 6).flatten(4, 5).unbind(0)
-        seen = None
-        if bias is not None:
-            seen = bias[:, rows[r]][:, :, cols].transpose(1, 2).flatten(2)[:, :, None, None]
+    grid = (kv.shape[1], kv.shape[2])
+    rim = int(not border_hidden and _reaches_out(where, grid))
+    if rim:  # one more column of the map stands for all places outside it
+        column = border.to(kv.dtype).expand(kv.shape[0], kv.shape[1], 1, *border.shape)
+        kv = torch.cat([kv, column], 2)
+    rows: list[list[Tensor]] = []
+    for strip in strips(where, grid):
+        asking = q[:, strip.windows[0], strip.windows[1]]
+        lines, places = strip.keys
+        if rim:
+            keys = kv[:, lines]
+            if _length(places) < grid[1]:
+                keys = torch.cat([keys[:, :, places], keys[:, :, -1:]], 2)
+        else:
+            keys = kv[:, lines, places]
+        # (B, rows, columns, 2, h, D) -> (2, B, 1, h, rows * columns, D), a view of whole rows
+        k, v = keys.flatten(1, 2).permute(2, 0, 3, 1, 4).unsqueeze(2).unbind(0)
+        bias = _bias(strip, where.side, hidden, rim, kv.device)
         if extra is not None:
-            more = extra[:, r].movedim(2, 0)
+            more = extra[:, strip.windows[0], strip.windows[1]].flatten(1, 2)
+            own = _own_extra(more.shape[1], more.shape[-2], kv.device)
+            bias = torch.cat([own.expand(len(bias), -1, -1), bias], -1)
+            more = more.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unsqueeze(2)
             k, v = torch.cat([more[0], k], 3), torch.cat([more[1], v], 3)
-            if seen is not None:
-                seen = torch.cat([seen.new_zeros(*seen.shape[:-1], more.shape[-2]), seen], -1)
-        out.append(attend(q[:, r], k, v, None if seen is None else seen.to(q.dtype), form=form)[0])
-    return torch.stack(out, 1)
+        # (B, windows, h, q, D) -> (B, 1, h, windows * q, D)
+        flat = asking.flatten(1, 2).transpose(1, 2).flatten(2, 3).unsqueeze(1)
+        seen = bias.repeat_interleave(q.shape[4], 1)[:, None, None].to(q.dtype)
+        out = attend(flat, k, v, seen, form=form)[0][:, 0]
+        out = out.unflatten(2, (*asking.shape[1:3], -1)).permute(0, 2, 3, 1, 4, 5)
+        if strip.windows[1].start == 0:
+            rows.append([])
+        rows[-1].append(out)
+    return torch.cat([torch.cat(row, 2) for row in rows], 1)
 
 
-def _with_border(kv: Tensor, border: Tensor) -> Tensor:
-    """One more row and column, all border: (B, H, W, ...) -> (B, H + 1, W + 1, ...)."""
-    column = border.expand(kv.shape[0], kv.shape[1], 1, *border.shape)
-    kv = torch.cat([kv, column], 2)
-    row = border.expand(kv.shape[0], 1, kv.shape[2], *border.shape)
-    return torch.cat([kv, row], 1)
+def _bias(strip: Strip, side: int, hidden: Tensor | None, rim: int, device: torch.device) -> Tensor:
+    """(B or 1, windows, keys) added to logits: HIDDEN at what a window does not see.
 
-
-def _bias(
-    hidden: Tensor | None, border_hidden: bool, kv: Tensor, grid: tuple[int, int]
-) -> Tensor | None:
-    """(B or 1, rows, columns of ``kv``) added to logits, or None where everything is seen."""
-    if hidden is None and not border_hidden:
-        return None
-    batch = 1 if hidden is None else hidden.shape[0]
-    mask = torch.zeros(batch, *kv.shape[1:3], dtype=torch.bool, device=kv.device)
-    if border_hidden:
-        mask[:, grid[0] :] = True
-        mask[:, :, grid[1] :] = True
+    With ``rim``, the block's last column stands for the places outside the map: its cells share
+    their number, as logarithm, among them.
+    """
+    height, width = (_length(part) for part in strip.keys)
+    lines = _within(strip.lines, height, device)
+    places = _within(strip.places, width, device)
+    seen = (lines[:, None, :, None] & places[None, :, None, :]).flatten(0, 1)
+    bias = torch.zeros(seen.shape, device=device).masked_fill(~seen, HIDDEN).unsqueeze(0)
     if hidden is not None:
-        mask[:, : grid[0], : grid[1]] |= hidden
-    return mask.float() * HIDDEN
+        unseen = hidden[:, strip.keys[0], strip.keys[1]].unsqueeze(1)
+        bias = bias.masked_fill(unseen, HIDDEN)
+    if rim:
+        outside = [side * side - (b - a) * (d - c) for a, b in strip.lines for c, d in strip.places]
+        share = [math.log(count / height) if count else HIDDEN for count in outside]
+        column = torch.tensor(share, device=device)[None, :, None, None]
+        column = column.expand(bias.shape[0], -1, height, 1)
+        bias = torch.cat([bias, column], -1)
+    return bias.flatten(2)
+
+
+def _within(seen: Seen, length: int, device: torch.device) -> Tensor:
+    """(len(seen), length): whether a place lies between first and past the last."""
+    place = torch.arange(length, device=device)
+    ends = torch.tensor(seen, device=device)
+    return (place >= ends[:, :1]) & (place < ends[:, 1:])
+
+
+def _own_extra(windows: int, extra: int, device: torch.device) -> Tensor:
+    """(1, windows, windows * extra): 0 at a window's own further keys, HIDDEN at the others'."""
+    own = torch.eye(windows, device=device).repeat_interleave(extra, 1)
+    return ((1.0 - own) * HIDDEN).unsqueeze(0)
 
 
 def grown(kv: Tensor, grid: tuple[int, int], border: Tensor) -> Tensor:
@@ -161,6 +274,12 @@ def grown(kv: Tensor, grid: tuple[int, int], border: Tensor) -> Tensor:
         row = border.expand(batch, grid[0] - height, grid[1], *border.shape)
         kv = torch.cat([kv, row], 1)
     return kv
+
+
+def border_seen(padding: Padding, grid: tuple[int, int], window: int) -> bool:
+    """Whether places over the border of the map are attended; see :func:`released_hidden`."""
+    pads = grid[0] % window or grid[1] % window
+    return padding == "attended" or (padding == "released" and not pads)
 
 
 def released_hidden(
@@ -186,9 +305,9 @@ def released_hidden(
     Returns:
         (1, *target) booleans or None, and whether places over the border are hidden.
     """
-    below, right = -grid[0] % window, -grid[1] % window
-    if padding == "attended" or (not below and not right):
+    if border_seen(padding, grid, window):
         return None, False
+    below, right = -grid[0] % window, -grid[1] % window
     mask = torch.zeros(1, *target, dtype=torch.bool, device=device)
     mask[:, -below if below else 0 :, -right if right else 0 :] = True
     return mask, True

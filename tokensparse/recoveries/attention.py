@@ -15,6 +15,8 @@ from tokensparse.ops.attention import HIDDEN, Form, attend
 from tokensparse.ops.cross_windows import (
     Padding,
     attend_windows,
+    attended_pairs,
+    border_seen,
     centred_windows,
     check_padding,
     released_hidden,
@@ -127,6 +129,8 @@ class AttentionRestore(Recovery):
         if self.window is None or grid is None:
             return self.block.projection_macs(n, m) + 2 * n * m * c
         layout = WindowLayout(grid, self.window)
-        queries = layout.num_windows * self.window**2
-        attended = 2 * queries * self.key_side**2 * c
-        return self.block.projection_macs(n, m + 1) + attended
+        windows = (layout.padded[0] // self.window, layout.padded[1] // self.window)
+        assert grid_in is not None
+        where = centred_windows(windows, grid_in[0] // windows[0], self.key_side)
+        pairs = attended_pairs(where, grid_in, border_seen(self.padding, grid, self.window))
+        return self.block.projection_macs(n, m + 1) + 2 * self.window**2 * pairs * c

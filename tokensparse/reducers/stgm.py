@@ -32,6 +32,8 @@ from tokensparse.ops.cross_windows import (
     KeyWindows,
     Padding,
     attend_windows,
+    attended_pairs,
+    border_seen,
     centred_windows,
     check_padding,
     clamped_windows,
@@ -239,8 +241,7 @@ class STGM(Reducer):
         assert t.grid is not None and self.window is not None
         kv = layer.keys_values(t.x).unflatten(1, t.grid)
         if self.padding != "masked":
-            padded = (-(-t.grid[0] // self.window), -(-t.grid[1] // self.window))
-            padded = (padded[0] * self.window, padded[1] * self.window)
+            padded = self._key_map(t.grid)
             hidden, border = released_hidden(self.padding, t.grid, self.window, padded, t.x.device)
             return grown(kv, padded, layer.border()), hidden, border
         hidden = (t.size[..., 0] == 0).unflatten(1, t.grid) if t.padded else None
@@ -254,7 +255,10 @@ class STGM(Reducer):
             return self._whole(layer, p, t)
         q = layer.queries(p).transpose(3, 4)
         kv, hidden, border_hidden = self._keys(layer, t)
-        where, extra = self._first_keys(layer, p, t.grid, windows)
+        where = self._key_windows(t.grid, windows, 0)
+        extra = None
+        if not self.over_border:  # the pooled tokens of the own window are keys, too
+            extra = layer.keys_values(p).permute(0, 1, 2, 4, 5, 3, 6)
         out = attend_windows(
             q, kv, where, layer.border(), hidden, border_hidden, extra, self.attention
         )
@@ -273,15 +277,25 @@ class STGM(Reducer):
         out = out.transpose(2, 3).flatten(3).unsqueeze(1)
         return layer.feed(layer.add_attention(p if self.shortcut else None, out))
 
-    def _first_keys(
-        self, layer: CrossBlock, p: Tensor, grid: tuple[int, int], windows: tuple[int, int]
-    ) -> tuple[KeyWindows, Tensor | None]:
-        """Key windows of X, and the pooled tokens of the own window where they are keys, too."""
-        assert self.window is not None
+    def _key_windows(
+        self, grid: tuple[int, int], windows: tuple[int, int], layer: int
+    ) -> KeyWindows:
+        """Key windows of X in layer 0 and, in the detection code, in those after it."""
+        side = self.sides[layer]
+        assert self.window is not None and side is not None
         if self.over_border:
-            return centred_windows(windows, self.window, self.sides[0]), None
-        extra = layer.keys_values(p).permute(0, 1, 2, 4, 5, 3, 6)
-        return clamped_windows(grid, self.window, self.sides[0]), extra
+            return centred_windows(windows, self.window, side)
+        return clamped_windows(grid, self.window, side)
+
+    def _key_map(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the keys: whole windows where padding takes part."""
+        if self.window is None or self.padding == "masked":
+            return grid
+        return tuple(-(-side // self.window) * self.window for side in grid)  # type: ignore
+
+    def _border(self, grid: tuple[int, int]) -> bool:
+        """Whether places outside the map are seen."""
+        return self.window is not None and border_seen(self.padding, grid, self.window)
 
     def _windowed(
         self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
@@ -291,7 +305,7 @@ class STGM(Reducer):
         tiles = _tiled(s, windows, self.tile)
         q = layer.queries(tiles).transpose(3, 4)
         kv, hidden, border_hidden = self._keys(layer, t)
-        where = centred_windows(windows, self.window, self.sides[1])
+        where = self._key_windows(t.grid, windows, 1)
         out = attend_windows(
             q, kv, where, layer.border(), hidden, border_hidden, None, self.attention
         )
@@ -341,20 +355,16 @@ class STGM(Reducer):
         total = 0
         if self.init is not None:
             total += count * self.init.macs(places, self.tile)
-        if self.window is None:
-            keys1, projected = n, n
-        elif self.over_border:
-            keys1, projected = self.sides[0] ** 2, n + 1
-        else:
-            keys1 = min(self.sides[0], *grid) ** 2 + self.tile**2
-            projected = n + m + 1
-        total += blocks[0].projection_macs(m, projected) + 2 * m * keys1 * c
-        for block in blocks[1:]:
-            if self.over_border:
-                assert self.sides[1] is not None
-                total += block.projection_macs(m, n + 1) + 2 * m * self.sides[1] ** 2 * c
+        for index, block in enumerate(blocks):
+            if self.window is None or (index and not self.over_border):
+                keys = n + m if index else n
+                total += block.projection_macs(m, keys) + 2 * m * keys * c
             else:
-                total += block.projection_macs(m, n + m) + 2 * m * (n + m) * c
+                further = 0 if self.over_border else self.tile**2
+                where = self._key_windows(grid, windows, min(index, 1))
+                pairs = attended_pairs(where, self._key_map(grid), self._border(grid), further)
+                total += block.projection_macs(m, n + (m if further else 0) + 1)
+                total += 2 * self.tile**2 * pairs * c
         return total
 
 
