@@ -14,10 +14,12 @@ except ImportError as error:
 
 from tokensparse import backbones, classification, recoveries, reducers
 from tokensparse.released import apply_plan, load_released
+from tokensparse.token_model import TokenModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TokenModel",
     "apply_plan",
     "backbones",
     "classification",

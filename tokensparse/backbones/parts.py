@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokensparse.blocks.attention import SetAttention, WindowAttention
 from tokensparse.blocks.block import Block
+from tokensparse.blocks.transitions import zero_padding
 from tokensparse.plan import Plan, closest
 from tokensparse.tokens import Tokens
 
@@ -151,9 +152,11 @@ def pool_tokens(t: Tokens, pool: Pool) -> Tensor:
     return (t.x * weight).sum(1)
 
 
-def as_image(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, H * W, C) -> (B, C, H, W), contiguous."""
-    return x.transpose(1, 2).unflatten(2, grid).contiguous()
+def as_image(t: Tokens) -> Tensor:
+    """Tokens that tile a grid -> (B, C, H, W), contiguous, zero where padding is."""
+    assert t.grid is not None
+    x = zero_padding(t.x, t.size) if t.padded else t.x
+    return x.transpose(1, 2).unflatten(2, t.grid).contiguous()
 
 
 def freeze(modules: Sequence[nn.Module | nn.Parameter | None]) -> None:

@@ -153,16 +153,26 @@ class SwinTransformer(BaseModule):
             dim = self.plan.out_dims[index]
             self.add_module(f"norm{index}", nn.LayerNorm(dim) if out_norms else nn.Identity())
 
-    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        img: Tensor,
+        valid: Tensor | None = None,
+        collect: frozenset[str] = frozenset(),
+        with_trace: bool = False,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Trace]:
         """Features.
 
         Args:
             img: (B, 3, h, w), any size.
+            valid: see :meth:`forward_tokens`.
+            collect: see :meth:`forward_tokens`.
+            with_trace: return (features, trace), as :meth:`forward_tokens` does.
 
         Returns:
             ((B, C),) pooled features; or, with ``out_indices``, the maps (B, Ci, Hi, Wi).
         """
-        return self.forward_tokens(img)[0]
+        outs, trace = self.forward_tokens(img, valid, collect)
+        return (outs, trace) if with_trace else outs
 
     def forward_tokens(
         self,
@@ -197,9 +207,8 @@ class SwinTransformer(BaseModule):
                 )
             flow = run_stage(self.plan, index, stage.blocks, flow, windows, self.with_cp)
             if self.out_indices is not None and index in self.out_indices:
-                grid = flow.tokens.grid
-                assert grid is not None
-                maps.append(as_image(self.get_submodule(f"norm{index}")(flow.x), grid))
+                norm = self.get_submodule(f"norm{index}")
+                maps.append(as_image(flow.tokens._replace(x=norm(flow.x))))
         if self.out_indices is not None:
             return tuple(maps), flow.trace
         image = flow.image()

@@ -148,17 +148,27 @@ class VisionTransformer(BaseModule):
             norm = nn.LayerNorm(dim, eps=norm_eps) if out_norms else nn.Identity()
             self.add_module(f"norm{index}", norm)
 
-    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        img: Tensor,
+        valid: Tensor | None = None,
+        collect: frozenset[str] = frozenset(),
+        with_trace: bool = False,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Trace]:
         """Features.
 
         Args:
             img: (B, 3, h, w).
+            valid: see :meth:`forward_tokens`.
+            collect: see :meth:`forward_tokens`.
+            with_trace: return (features, trace), as :meth:`forward_tokens` does.
 
         Returns:
             ((B, C),) pooled features, class and distillation token where ``distilled``; or, with
             ``out_indices``, the maps (B, C, H, W).
         """
-        return self.forward_tokens(img)[0]
+        outs, trace = self.forward_tokens(img, valid, collect)
+        return (outs, trace) if with_trace else outs
 
     def forward_tokens(
         self,
@@ -216,10 +226,9 @@ class VisionTransformer(BaseModule):
         return Flow(x, tokens, p)
 
     def _map(self, index: int, flow: Flow) -> Tensor:
-        grid = flow.tokens.grid
-        assert grid is not None
         norm = self.get_submodule(f"norm{index}")
-        return as_image(norm(flow.image().x), grid)
+        image = flow.image()
+        return as_image(image._replace(x=norm(image.x)))
 
     def _pooled(self, flow: Flow) -> tuple[Tensor, ...]:
         if self.pool == "token":

@@ -241,6 +241,8 @@ class WindowAttention(nn.Module):
         if "key" in given.needs:
             key = unpartition(k.mean(2), layout)
         if "score" in given.needs and attn is not None:
+            if key_bias is None and given.hide_outside and layout.is_padded:
+                key_bias = outside_mask(layout, x.device)[None, :, 0].expand(x.shape[0], -1, -1)
             flat = None if key_bias is None else key_bias.flatten(1)
             score = unpartition(received(attn, flat).unsqueeze(-1), layout)[..., 0]
         wanted = attn.flatten(1, 2) if attn is not None and given.want_attn else None

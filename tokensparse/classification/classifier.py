@@ -10,6 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from tokensparse.plan import step_losses
 from tokensparse.registry import MODELS
 from tokensparse.tokens import Trace
 
@@ -90,7 +91,7 @@ class ImageClassifier(BaseModel):
         """
         trace = None
         if hasattr(self.backbone, "forward_tokens"):
-            outs, trace = self.backbone.forward_tokens(inputs, collect=collect)
+            outs, trace = self.backbone(inputs, collect=collect, with_trace=True)
         else:
             outs = self.backbone(inputs)
         outs = (outs,) if isinstance(outs, Tensor) else outs
@@ -150,11 +151,7 @@ class ImageClassifier(BaseModel):
 
     def _trace_losses(self, trace: Trace) -> dict[str, Tensor]:
         losses = dict(self.attention_penalty(trace)) if self.attention_penalty is not None else {}
-        for k, record in enumerate(trace.steps):
-            reducer = self.backbone.plan.steps[record.step].reduce
-            for name, value in reducer.loss(record).items():
-                losses[f"loss_step{k}_{name}"] = value
-        return losses
+        return {**losses, **step_losses(self.backbone.plan, trace)}
 
 
 def with_in_channels(head: Config, channels: int | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ makes the modules, ``run`` is the loop.
 """
 
 from tokensparse.plan.build import BlockSpec, Plan, StageSpec, Step, build_part
+from tokensparse.plan.losses import step_losses
 from tokensparse.plan.run import Flow, Windows, close_all, run_stage, stage_windows
 from tokensparse.plan.syntax import PlanConfig, PlanError, closest, refuse_unknown
 
@@ -23,4 +24,5 @@ __all__ = [
     "refuse_unknown",
     "run_stage",
     "stage_windows",
+    "step_losses",
 ]

@@ -146,7 +146,7 @@ def _run_block(
     flow = flow._replace(x=x)
     if info.attn is not None:
         record = BlockRecord(stage, index, info.attn)
-        flow = flow._replace(trace=flow.trace._replace(blocks=(*flow.trace.blocks, record)))
+        flow = flow._replace(trace=Trace(flow.trace.steps, (*flow.trace.blocks, record)))
     hints = Hints(info.key, info.cls_attn, info.score, flow.num_prefix, hints.n_start)
     for step in plan.opening(stage, index, "inside"):
         flow = _open(plan, step, flow, hints)
@@ -224,7 +224,7 @@ def _open(plan: Plan, step: Step, flow: Flow, hints: Hints) -> Flow:
     )
     return flow.with_image(tokens)._replace(
         stack=(*flow.stack, Open(step.index, skip, token_map)),
-        trace=flow.trace._replace(steps=(*flow.trace.steps, record)),
+        trace=Trace((*flow.trace.steps, record), flow.trace.blocks),
     )
 
 
