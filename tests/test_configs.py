@@ -1,6 +1,7 @@
 """Every config parses, passes the strict check, builds, and says where it comes from."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,8 @@ def entries() -> dict[str, dict]:
 def test_header_is_complete(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert text, "no header"
-    fields = {
-        line.split(":")[0]: line.split(":", 1)[1] for line in text.splitlines() if ":" in line
-    }
+    lines = re.sub(r"\n +", " ", text).splitlines()  # a field goes on in indented lines
+    fields = {line.split(":")[0]: line.split(":", 1)[1] for line in lines if ":" in line}
     for field in ("Paper", "Command", "Cost", "Published", "Measured"):
         assert fields.get(field, "").strip(), f"{field} is missing"
     assert str(path.relative_to(ROOT)) in fields["Command"]

@@ -1,5 +1,6 @@
 """STViT and STViT-R: published sizes, the released models' tensors, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from test_parity_goldens import FORMS, agree, read
 
 from tokensparse import load_released
 from tokensparse.backbones import STViTDeiT, STViTSwin
+from tokensparse.blocks.attention import AttentionInputs
+from tokensparse.checkpoint.names import released_name
+from tokensparse.checkpoint.stvit import CLASSIFIER_RULES
 from tokensparse.ops.cross_windows import attend_windows, centred_windows, clamped_windows
 
 NARROW = dict(embed_dim=8, depths=(2, 2, 6, 2), num_heads=(1, 2, 2, 4))
@@ -73,6 +77,74 @@ def test_released_detector(goldens: Path, form: str) -> None:
         maps = model(golden.tensors[f"input_{rows}x{cols}"].float())
         for index, found in enumerate(maps):
             agree(found, golden.tensors[f"output{index}_{rows}x{cols}"], form)
+
+
+@pytest.mark.parametrize("target", ["released-det", "released-cls"])
+def test_classification_weights_start_detection_and_back(
+    goldens: Path, tmp_path: Path, target: str
+) -> None:
+    """Every parameter that both have; only the norms of maps and of the pooled tokens stay."""
+    given = "cls" if target == "released-det" else "det"
+    golden = read(goldens, f"stvit_r_swin_{given}")
+    source = load_released(f"stvit-r-{given}", golden.weights)
+    source = getattr(source, "backbone", source)
+    init = dict(
+        type="tokensparse.ReleasedInit", kind=f"stvit-r-{given}", weights=str(golden.weights)
+    )
+    arch = dict(embed_dim=source.stages[0].blocks["0"].attn.proj.in_features)
+    arch["depths"] = tuple(spec.depth for spec in source.plan.stages)
+    arch["num_heads"] = tuple(spec.num_heads for spec in source.plan.stages)
+    maps = (0, 1, 2, 3) if target == "released-det" else None
+    model = STViTSwin(arch, spec=target, out_indices=maps, init_cfg=init)
+    model.init_weights()
+    theirs, ours = source.state_dict(), model.state_dict()
+    for name, value in ours.items():
+        if name.startswith("norm"):
+            assert name not in theirs
+        else:
+            assert torch.equal(value, theirs[name]), name
+
+
+@torch.no_grad()
+def test_position_bias_of_semantic_tokens() -> None:
+    """The option relative_pos: tables in local and global blocks, their effect, other sizes."""
+    torch.manual_seed(0)
+    model = STViTSwin(NARROW, spec="released-cls", relative_pos=True).eval()
+    tables = {n: p for n, p in model.named_parameters() if n.endswith("bias_table")}
+    local, whole = (f"stages.2.blocks.{i}.attn.relative_position_bias_table" for i in (3, 4))
+    assert tables[local].shape == (25, 2) and tables[whole].shape == (121, 2)
+    attn, x = model.stages[2].blocks["4"].attn, torch.randn(1, 36, 32)
+    given = AttentionInputs(grid=(6, 6))
+    bias = torch.empty(2, 36, 36)
+    for i in range(36):
+        for j in range(36):
+            offset = (i // 6 - j // 6 + 5) * 11 + i % 6 - j % 6 + 5
+            bias[:, i, j] = tables[whole][offset]
+    q, k, v = attn.qkv(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+    expected = ((q @ k.transpose(-1, -2) / 4 + bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attn(x, given)[0], attn.proj(expected), atol=1e-5, rtol=1e-4)
+    for size in ((224, 224), (160, 264)):
+        assert model(image(size))[0].isfinite().all()
+    with pytest.raises(ValueError, match="leave it out"):
+        STViTSwin(NARROW, relative_pos=True)
+
+
+def test_released_names_of_the_position_bias() -> None:
+    model = STViTSwin(NARROW, spec="released-cls", relative_pos=True)
+    ours = model.state_dict()
+    theirs = {"head.weight": torch.ones(5, 64), "head.bias": torch.ones(5)}
+    for name, value in ours.items():
+        released = released_name(name, CLASSIFIER_RULES)
+        if re.fullmatch(r"layers\.2\.blocks\.[34]\.attn\.qkv\..*", released):
+            theirs[released.replace("qkv", "q")] = value[: len(value) // 3]
+            theirs[released.replace("qkv", "kv")] = value[len(value) // 3 :]
+        else:
+            theirs[released] = value
+    assert sum("relative_position_bias_table" in name for name in theirs) == 2 + 2 + 3 + 2
+    loaded = load_released("stvit-r-cls", theirs)
+    assert loaded.backbone.relative_pos
+    for name, value in loaded.backbone.state_dict().items():
+        assert torch.equal(value, ours[name]), name
 
 
 def test_wrong_heads_and_wrong_files_are_refused(goldens: Path) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokensparse.blocks.attention import SetAttention, WindowAttention
 from tokensparse.blocks.block import Block
+from tokensparse.blocks.grid_attention import GridAttention
 from tokensparse.blocks.transitions import zero_padding
 from tokensparse.plan import Plan, closest
 from tokensparse.tokens import Tokens
@@ -28,6 +29,7 @@ class BlockOptions(NamedTuple):
         layer_scale: initial value of a learned scale on both branches of blocks that attend to a
             set or in windows of semantic tokens, or None.
         attention: form of attention, see ``ops.attention.attend``.
+        semantic_bias: a learned position bias in blocks on semantic tokens that tile a grid.
     """
 
     num_heads: int
@@ -38,6 +40,7 @@ class BlockOptions(NamedTuple):
     final_act: bool = False
     layer_scale: float | None = None
     attention: str = "auto"
+    semantic_bias: bool = False
 
 
 def sizes_of(
@@ -97,7 +100,9 @@ def build_blocks(
         if spec.kind == "window":
             attn = WindowAttention(spec.dim, heads, options.window, bias, form)
         elif spec.kind == "local":
-            attn = WindowAttention(spec.dim, heads, spec.tile, bias, form, position_bias=False)
+            attn = WindowAttention(spec.dim, heads, spec.tile, bias, form, options.semantic_bias)
+        elif options.semantic_bias and spec.grid is not None:
+            attn = GridAttention(spec.dim, heads, spec.grid, bias, form)
         else:
             attn = SetAttention(spec.dim, heads, bias, form)
         blocks[str(index)] = Block(

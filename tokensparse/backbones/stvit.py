@@ -120,6 +120,8 @@ class STViTSwin(SwinTransformer):
             ``local``, ``global``, ``recover``; default one unit of six for every six layers.
         shortcut: ``released-cls``: add the pooled tokens to the output of STGM's first layer.
         use_global: STViT-R: learned global centres in the first unit.
+        relative_pos: STViT-R: a position bias in local and global blocks, too; it is resized where
+            the semantic grid is another than that of ``img_size``.
         pad_mask: ``released-det``: padding of windows is masked; False lets its zeros take part,
             as the released option does.
         released_pad_mask: ``released-det``: the released padding mask, faults included, instead of
@@ -146,6 +148,7 @@ class STViTSwin(SwinTransformer):
         units: Sequence[Sequence[Layer]] | None = None,
         shortcut: bool = False,
         use_global: bool = False,
+        relative_pos: bool = False,
         pad_mask: bool = True,
         released_pad_mask: bool = False,
         img_size: int | Sequence[int] = 224,
@@ -161,6 +164,11 @@ class STViTSwin(SwinTransformer):
         init_cfg: Any = None,
     ) -> None:
         self.spec = _spec(spec, out_indices)
+        if relative_pos and self.spec == "paper":
+            raise ValueError(
+                "relative_pos=True is an option of STViT-R; with spec='paper' leave it out"
+            )
+        self.relative_pos = relative_pos
         sizes = sizes_of(arch, ARCHS, LEGAL_SIZES)
         depth = sizes["depths"][2]
         rates = drop_path_rates(drop_path_rate, sizes["depths"])[2]
@@ -201,7 +209,7 @@ class STViTSwin(SwinTransformer):
         if self.spec == "paper":
             specs[3] = specs[3]._replace(windowed=False, transition="linear")
         else:
-            options[2] = options[2]._replace(layer_scale=1e-5)
+            options[2] = options[2]._replace(layer_scale=1e-5, semantic_bias=self.relative_pos)
         return specs, options
 
 

@@ -35,6 +35,7 @@ class AttentionInputs(NamedTuple):
         num_prefix: P.
         needs: fields of Hints that are wanted.
         want_attn: the trace wants the attention itself.
+        grid: (H, W) while the tokens tile a grid.
     """
 
     key_bias: Tensor | None = None
@@ -45,6 +46,7 @@ class AttentionInputs(NamedTuple):
     num_prefix: int = 0
     needs: frozenset[str] = frozenset()
     want_attn: bool = False
+    grid: tuple[int, int] | None = None
 
 
 class AttentionInfo(NamedTuple):
@@ -100,7 +102,8 @@ class SetAttention(nn.Module):
             (B, N or M, C) and the info.
         """
         q, k, v = self._project(x, queries)
-        bias = None if given.key_bias is None else given.key_bias[:, None, None, None].to(q.dtype)
+        bias = self.logit_bias(given)
+        bias = None if bias is None else bias.to(q.dtype)
         keep = None if given.keep is None else given.keep[:, None, None, None, :, 0]
         full = "score" in given.needs and given.num_prefix == 0
         out, attn = attend(
@@ -108,6 +111,10 @@ class SetAttention(nn.Module):
         )
         info = self._info(q, k, bias, attn, given)
         return self.proj(out[:, 0].transpose(1, 2).flatten(2)), info
+
+    def logit_bias(self, given: AttentionInputs) -> Tensor | None:
+        """(B, 1, 1, 1, N) or what broadcasts with it, added to the logits; None for nothing."""
+        return None if given.key_bias is None else given.key_bias[:, None, None, None]
 
     def _project(self, x: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         heads = (-1, self.num_heads, x.shape[-1] // self.num_heads)

@@ -141,6 +141,8 @@ def stvit_r_settings(state: State, keywords: Mapping[str, Any], spec: str) -> Se
     centres = state.get("plan.steps.0.reduce.centres")
     if centres is not None:
         settings.update(use_global=True, num_tokens=centres.shape[1] // 4)
+    if f"stages.2.blocks.3.{_TABLE[1]}" in state:
+        settings["relative_pos"] = True
     return settings if spec == "released-cls" else {**settings, "out_indices": (0, 1, 2, 3)}
 
 

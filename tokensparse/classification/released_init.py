@@ -40,7 +40,8 @@ class ReleasedInit:
 
     def __call__(self, module: nn.Module) -> None:
         """Overwrite the parameters of ``module`` whose name and shape are found."""
-        source = load_released(self.kind, self._read()).backbone.state_dict()
+        released = load_released(self.kind, self._read())
+        source = getattr(released, "backbone", released).state_dict()
         source = {k: v for k, v in source.items() if k.startswith(self.prefixes)}
         copy_fitting(source, module, self.min_share, self.weights)
 

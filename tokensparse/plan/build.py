@@ -36,11 +36,14 @@ class BlockSpec(NamedTuple):
         kind: ``window``, ``local``, ``global``, or ``replaced`` (nothing).
         dim: channels.
         tile: side of the windows of a ``local`` block.
+        grid: of the reduced tokens in a block inside a step, at the plan's own image size; None
+            where they tile none.
     """
 
     kind: str
     dim: int
     tile: int = 0
+    grid: Grid | None = None
 
 
 class Step(nn.Module):
@@ -168,7 +171,7 @@ class Plan(nn.Module):
         """Kind and width of a block."""
         dim = self.stages[stage].dim
         kind = "window" if self.stages[stage].windowed else "global"
-        tile = 0
+        tile, grid = 0, None
         for step in self.steps:
             if step.stage != stage:
                 continue
@@ -176,12 +179,13 @@ class Plan(nn.Module):
                 return BlockSpec("replaced", dim)
             if step.covers(block):
                 dim, kind = step.reduce.out_dim, "global"
+                grid = step.reduce.out_grid(step.reduce.grid)
                 if step.inside:
                     last = self.stages[stage].depth - 1 if step.last is None else step.last
                     built = [b for b in range(step.first, last + 1) if b not in step.replaces]
                     kind = step.inside[built.index(block)]
                     tile = getattr(step.reduce, "tile", 0) if kind == "local" else 0
-        return BlockSpec(kind, dim, tile)
+        return BlockSpec(kind, dim, tile, grid)
 
     def needs(self, stage: int, block: int) -> frozenset[str]:
         """Hints that a block's attention must compute for reducers in it or before the next."""

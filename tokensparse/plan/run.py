@@ -189,6 +189,7 @@ def _inputs(
         num_prefix=flow.num_prefix,
         needs=needs,
         want_attn=bool(flow.collect & {"attn", f"attn:{stage}"}),
+        grid=flow.tokens.grid,
     )
 
 
