@@ -125,7 +125,7 @@ def test_position_bias_of_semantic_tokens() -> None:
     torch.testing.assert_close(attn(x, given)[0], attn.proj(expected), atol=1e-5, rtol=1e-4)
     for size in ((224, 224), (160, 264)):
         assert model(image(size))[0].isfinite().all()
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="changes nothing"):
         STViTSwin(NARROW, relative_pos=True)
 
 
@@ -211,6 +211,8 @@ REFUSED = [
     (dict(spec="paper"), "returns no maps"),
     (dict(spec="papr"), "legal"),
     (dict(num_tokens=7), "square"),
+    (dict(shortcut=True), "shortcut=True changes nothing with spec='released-det'"),
+    (dict(base_layers=2), "take spec 'paper'"),
 ]
 
 

@@ -164,14 +164,11 @@ class STViTSwin(SwinTransformer):
         init_cfg: Any = None,
     ) -> None:
         self.spec = _spec(spec, out_indices)
-        if relative_pos and self.spec == "paper":
-            raise ValueError(
-                "relative_pos=True is an option of STViT-R; with spec='paper' leave it out"
-            )
+        given = dict(base_layers=base_layers, units=units, shortcut=shortcut)
+        _refuse_idle(self.spec, **given, use_global=use_global, relative_pos=relative_pos)
         self.relative_pos = relative_pos
         sizes = sizes_of(arch, ARCHS, LEGAL_SIZES)
-        depth = sizes["depths"][2]
-        rates = drop_path_rates(drop_path_rate, sizes["depths"])[2]
+        depth, rates = sizes["depths"][2], drop_path_rates(drop_path_rate, sizes["depths"])[2]
         stgm = dict(type="STGM", spec=self.spec, num_tokens=num_tokens, window=window_size)
         if self.spec == "paper":
             plan = [_paper_step(stgm, depth, base_layers, rates)]
@@ -221,6 +218,25 @@ def _spec(spec: Spec | None, out_indices: Sequence[int] | None) -> Spec:
         remedy = "leave spec out, or spec='released-det'"
         _refuse_maps(out_indices, "STViTSwin with spec='paper'", remedy)
     return spec or ("paper" if out_indices is None else "released-det")
+
+
+#: Options that a specification knows; elsewhere they would change nothing.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "paper": ("base_layers",),
+    "released-cls": ("units", "shortcut", "use_global", "relative_pos"),
+    "released-det": ("units", "use_global", "relative_pos"),
+}
+
+
+def _refuse_idle(spec: Spec, **given: Any) -> None:
+    """Refuse options that the specification does not have."""
+    for name, value in given.items():
+        if value not in (None, False) and name not in _OPTIONS[spec]:
+            homes = [home for home, names in _OPTIONS.items() if name in names]
+            raise ValueError(
+                f"{name}={value!r} changes nothing with spec={spec!r}; leave it out, or take spec "
+                f"{' or '.join(map(repr, homes))}"
+            )
 
 
 def default_units(depth: int) -> list[Sequence[Layer]]:

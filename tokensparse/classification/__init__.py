@@ -10,6 +10,7 @@ from tokensparse.classification.data import (
     ImageNetDataset,
     MissingDataError,
 )
+from tokensparse.classification.fashion_mnist import FashionMNISTDataset
 from tokensparse.classification.heads import DistilledHead, LinearHead
 from tokensparse.classification.losses import AttentionPenalty, CrossEntropy
 from tokensparse.classification.metric import Accuracy
@@ -25,6 +26,7 @@ __all__ = [
     "CrossEntropy",
     "DigitsDataset",
     "DistilledHead",
+    "FashionMNISTDataset",
     "ImageClassifier",
     "ImageFolderDataset",
     "ImageNet100Dataset",

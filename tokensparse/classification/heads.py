@@ -47,7 +47,7 @@ class LinearHead(BaseModule):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.fc = nn.Linear(in_channels, num_classes)
-        self.criterion = MODELS.build(dict(loss or {"type": "CrossEntropy"}))
+        self.criterion = MODELS.build(dict(loss or {"type": "tokensparse.CrossEntropy"}))
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
         """Logits (B, K) of the last output: features (B, C), or a map (B, C, H, W), averaged."""
