@@ -149,3 +149,29 @@ def test_arguments_follow_kwargs_to_parents() -> None:
     assert arguments(Child) == {"a", "b", "c"}
     assert arguments(Anything) is None
     assert arguments(lambda x, *, y: None) == {"x", "y"}
+
+
+def test_configs_of_mmdet() -> None:
+    """Their shipped configs pass with our backbone; a slip in them is named."""
+    pytest.importorskip("mmdet")
+    cfg = Config.fromfile(ROOT / "configs/quick/stvit-r-swin_cascade-mask-rcnn_digit-scenes.py")
+    check_config(cfg)
+    slips = [
+        (("model", "rpn_head"), "anchor_generatr", "anchor_generator"),
+        (("model", "roi_head", "bbox_roi_extractor", "roi_layer"), "output_sise", "output_size"),
+        (("model", "test_cfg", "rpn", "nms"), "iou_treshold", "iou_threshold"),
+        (("model", "backbone"), "img_sizes", "img_size"),
+        (("train_dataloader", "dataset"), "spilt", "split"),
+        ((), "train_dataloder", "train_dataloader"),
+    ]
+    for path, wrong, right in slips:
+        broken = Config.fromfile(cfg.filename)
+        place = broken
+        for key in path:
+            place = place[key]
+        place[wrong] = 1
+        with pytest.raises(ConfigError, match=rf"'{wrong}' \(did you mean '{right}'"):
+            check_config(broken)
+    cfg.model.type = "CascadeRCN"
+    with pytest.raises(ConfigError, match="unknown type 'CascadeRCN'"):
+        check_config(cfg)

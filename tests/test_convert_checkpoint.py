@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from safetensors.torch import load_file
@@ -58,3 +59,19 @@ def test_refused_and_nothing_written(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
     assert run("timm-vit", str(released(tmp_path)), str(tmp_path / "out.txt")).returncode != 0
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_whole_detector_around_a_swin_gives_its_backbone(tmp_path: Path) -> None:
+    """What is no part of the backbone is named, and left out."""
+    backbones = pytest.importorskip("mmdet.models.backbones")
+    sizes = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    state = {f"backbone.{k}": v for k, v in backbones.SwinTransformer(**sizes).state_dict().items()}
+    torch.save({"state_dict": {**state, "rpn_head.x": torch.ones(2)}}, tmp_path / "in.pth")
+    done = run("mmdet-swin", str(tmp_path / "in.pth"), str(tmp_path / "out.pth"))
+    assert done.returncode == 0, done.stderr
+    assert "rpn_head.x (2,) -> (no part of the backbone: left out)" in done.stdout
+    line = "backbone.norm3.weight (128,) -> norm3.weight"
+    assert line in done.stdout and "(joined" not in done.stdout
+    found = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
+    expected = load_released("mmdet-swin", state).state_dict()
+    assert found.keys() == expected.keys()

@@ -13,12 +13,14 @@ except ImportError as error:
     ) from error
 
 from tokensparse import backbones, classification, recoveries, reducers
+from tokensparse.dense.pyramid import SimpleFeaturePyramid
 from tokensparse.released import apply_plan, load_released
 from tokensparse.token_model import TokenModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SimpleFeaturePyramid",
     "TokenModel",
     "apply_plan",
     "backbones",

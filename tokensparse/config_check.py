@@ -1,68 +1,35 @@
 """Strict configs: a misspelt or unknown key, at any depth, stops the run before data open.
 
-Legal keys are read off the constructors that the registries name, so there is no list to keep.
+So does a neck or head that does not fit a backbone of ours. Legal keys are read off the
+constructors that the registries name, so there is no list to keep.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 import torch
-from mmengine import registry as mm
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
-from tokensparse.plan.syntax import StepSettings, closest
-from tokensparse.registry import RECOVERIES, REDUCERS
-
-#: Which registry a key's dict is built from; others are looked up in those around it, then in all.
-REGISTRY_OF: dict[str, Registry] = {
-    "model": mm.MODELS,
-    "data_preprocessor": mm.MODELS,
-    "dataset": mm.DATASETS,
-    "pipeline": mm.TRANSFORMS,
-    "sampler": mm.DATA_SAMPLERS,
-    "batch_sampler": mm.DATA_SAMPLERS,
-    "collate_fn": mm.FUNCTIONS,
-    "optim_wrapper": mm.OPTIM_WRAPPERS,
-    "optimizer": mm.OPTIMIZERS,
-    "param_scheduler": mm.PARAM_SCHEDULERS,
-    "default_hooks": mm.HOOKS,
-    "custom_hooks": mm.HOOKS,
-    "val_evaluator": mm.METRICS,
-    "test_evaluator": mm.METRICS,
-    "visualizer": mm.VISUALIZERS,
-    "vis_backends": mm.VISBACKENDS,
-    "log_processor": mm.LOG_PROCESSORS,
-    "init_cfg": mm.WEIGHT_INITIALIZERS,
-    "train_cfg": mm.LOOPS,
-    "val_cfg": mm.LOOPS,
-    "test_cfg": mm.LOOPS,
-    "reduce": REDUCERS,
-    "every": REDUCERS,
-    "recover": RECOVERIES,
-    "restore": RECOVERIES,
-}
-ALL_REGISTRIES = tuple({id(r): r for r in REGISTRY_OF.values()}.values())
-
-#: Keys that mmengine takes off a dict before it calls the constructor.
-TAKEN_OFF: dict[str, frozenset[str]] = {
-    "optim_wrapper": frozenset({"constructor", "paramwise_cfg"}),
-    "param_scheduler": frozenset({"convert_to_iter_based"}),
-    "default_hooks": frozenset({"priority"}),
-    "custom_hooks": frozenset({"priority"}),
-}
-#: Constructors that hand their ``**kwargs`` to a function.
-FORWARDED: dict[Any, Callable[..., Any]] = {CheckpointHook: Runner.save_checkpoint}
-ENV_KEYS = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "dist_timeout")
-TOP_LEVEL_EXTRA = frozenset(
-    {"compile", "custom_imports", "find_unused_parameters", "model_wrapper_cfg", "sync_bn"}
+from tokensparse.backbones import check_fit
+from tokensparse.config_names import (
+    ALL_REGISTRIES,
+    ENV_KEYS,
+    FORWARDED,
+    FREE_VARIABLES,
+    MM_SCOPES,
+    REGISTRY_OF,
+    TAKEN_OFF,
+    TOP_LEVEL_EXTRA,
 )
+from tokensparse.plan.syntax import StepSettings, closest
 
 
 class ConfigError(ValueError):
@@ -70,7 +37,7 @@ class ConfigError(ValueError):
 
 
 def check_config(cfg: Config | Mapping[str, Any]) -> None:
-    """Refuse what no constructor takes. Builds nothing and opens no data.
+    """Refuse what no constructor takes. Opens no data; of models only our backbone is built, empty.
 
     Args:
         cfg: a run's config, ``--cfg-options`` merged in. Top-level names with a leading underscore
@@ -78,14 +45,29 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: an unknown key or type, naming the path to it and the nearest right one.
+        ValueError: a neck or head that does not fit our backbone, see ``backbones.check_fit``.
     """
     imports = cfg.get("custom_imports")
     if imports:
         import_modules_from_strings(**imports)
+    scope = cfg.get("default_scope") or "mmengine"
+    if scope in MM_SCOPES:  # what their configs name without a scope is theirs
+        import_module(f"{scope}.utils").register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope(scope):
+        _check_all(cfg, scope)
+
+
+def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
     names = [k for k in cfg if not k.startswith("_")]
-    refuse_unknown(names, arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA, "config")
+    legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
+    if scope in MM_SCOPES:  # these have variables at the top level
+        near = {k for k in names if get_close_matches(k, legal, 1, 0.75)} - FREE_VARIABLES
+        names = [k for k in names if k in near | legal]
+    refuse_unknown(names, legal, "config")
     for key in names:
         _check(cfg[key], key, key, ())
+    if isinstance(cfg.get("model"), Mapping):
+        check_fit(cfg["model"])
 
 
 def arguments(function: Callable[..., Any]) -> frozenset[str] | None:
@@ -197,13 +179,19 @@ def _resolve(
     nearest = (own,) if own is not None else around
     if not isinstance(kind, str):
         return kind, (nearest or ALL_REGISTRIES)[0]
-    for registry in (*nearest, *(ALL_REGISTRIES if own is None else ())):
-        found = registry.get(kind)
+    for registry in (*nearest, *around, *ALL_REGISTRIES):
+        child = registry.children.get(_scope())  # mmdet's, in a config of mmdet
+        found = (None if child is None else child.get(kind)) or registry.get(kind)
         if found is not None:
             return found, registry
     names = sorted(set().union(*(_known(r) for r in nearest or ALL_REGISTRIES)))
     hint = closest(kind, names) or closest(f"tokensparse.{kind}", names)
     raise ConfigError(f"{where}: unknown type {kind!r}{hint}")
+
+
+def _scope() -> str:
+    current = DefaultScope.get_current_instance()
+    return "" if current is None else str(current.scope_name)
 
 
 def _known(registry: Registry) -> set[str]:
@@ -263,7 +251,7 @@ def _check_loop(
     """Loops; without ``type``, ``by_epoch`` says which. A model's own ``train_cfg`` is walked."""
     if around or "type" in value:
         for name, item in value.items():
-            _check(item, "", f"{where}.{name}", around)
+            _check(item, name if name == "nms" else "", f"{where}.{name}", around)
         return
     by_epoch = value.get("by_epoch", True)
     loop = {"val_cfg": ValLoop, "test_cfg": TestLoop}.get(
@@ -323,6 +311,24 @@ def _check_clip(
     refuse_unknown(value, legal - {"parameters"} | {"type"}, where)
 
 
+def _check_mmcv_op(
+    value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
+) -> None:
+    """``roi_layer`` and ``nms``: their type is a name in ``mmcv.ops``."""
+    ops = import_module("mmcv.ops")
+    kind = value.get("type", "nms")
+    if isinstance(kind, str) and not hasattr(ops, kind):
+        raise ConfigError(f"{where}: unknown type {kind!r}{closest(kind, dir(ops))} in mmcv.ops")
+    legal = arguments(getattr(ops, kind) if isinstance(kind, str) else kind)
+    if legal is not None:
+        extra = (
+            {"type", "class_agnostic", "split_thr", "max_num", "iou_thr"}
+            if key == "nms"
+            else {"type"}
+        )
+        refuse_unknown(value, legal | extra, where)
+
+
 SPECIAL: dict[str, Callable[..., None]] = {
     "plan": _check_plan,
     "train_dataloader": _check_dataloader,
@@ -337,4 +343,6 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "optim_wrapper": _check_optim_wrapper,
     "optimizer": _check_optimizer,
     "clip_grad": _check_clip,
+    "roi_layer": _check_mmcv_op,
+    "nms": _check_mmcv_op,
 }

@@ -18,7 +18,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from tokensparse.backbones import SwinTransformer, VisionTransformer
+from tokensparse.backbones import SwinTransformer, VisionTransformer, check_fit
 from tokensparse.blocks.stems import blank_padding
 from tokensparse.plan import step_losses
 from tokensparse.registry import MODELS
@@ -73,8 +73,8 @@ class TokenModel(BaseModel):
         init_cfg: mmengine's.
 
     Raises:
-        ValueError: the model holds no backbone of ours, or more than one; or the backbone's
-            settings let padding take part in attention.
+        ValueError: the model holds no backbone of ours, or more than one; neck or heads do not fit
+            it; or the backbone's settings let padding take part in attention.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class TokenModel(BaseModel):
             model = dict(model)
             if model.get("data_preprocessor") is None and data_preprocessor is not None:
                 model["data_preprocessor"] = data_preprocessor
+            check_fit(model)
             model = MODELS.build(model)
         self.model: nn.Module = model
         self.exact_padding = exact_padding

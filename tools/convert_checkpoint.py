@@ -1,5 +1,7 @@
 """Released weights to a checkpoint of ours: ``python tools/convert_checkpoint.py SOURCE IN OUT``.
 
+A source that ends in ``-full`` is a whole detector: OUT then holds backbone, neck and heads, for
+``load_from`` or for a test. All others give a classifier, or a backbone for ``init_cfg``.
 IN is read without running anything that it brings along; OUT is written whole or not at all.
 """
 
@@ -29,14 +31,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def mapped(source: str, weights: str) -> list[str]:
+def mapped(source: str, theirs: dict[str, Tensor]) -> list[str]:
     """A line for every tensor of IN and for every name that is ours."""
     family = SOURCES[source]
-    theirs = read_state(weights)
+    whole = family.dense and any(name.startswith("backbone.") for name in theirs)
     lines = []
     for name, value in theirs.items():
         ours = translate({name: value}, family.rules).state
+        if whole and not ours:
+            ours = translate({name.removeprefix("backbone."): value}, family.rules).state
         target = next(iter(ours), "(joined with others)")
+        if family.heads is not None:
+            target = f"backbone.{target}" if ours else target
+        if whole and not name.startswith("backbone."):
+            target = name if family.heads else "(no part of the backbone: left out)"
         lines.append(f"{name} {tuple(value.shape)} -> {target}")
     return lines
 
@@ -67,11 +75,15 @@ def main() -> None:
         model = load_released(
             args.source, args.weights, **{k: v for k, v in told.items() if v is not None}
         )
-        lines = mapped(args.source, args.weights)
+        theirs = read_state(args.weights)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    lines = mapped(args.source, theirs)
     print("\n".join(lines))
     state = model.state_dict()
+    heads = SOURCES[args.source].heads
+    if heads is not None:
+        state = {**{f"backbone.{k}": v for k, v in state.items()}, **heads(theirs)}
     write(state, out)
     print(f"{len(lines)} tensors of {args.weights} -> {len(state)} tensors in {out}")
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from tokensparse.backbones.base import Backbone
 from tokensparse.backbones.parts import (
     BlockOptions,
     Pool,
@@ -46,7 +46,7 @@ LEGAL_SIZES = ("embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias")
 
 
 @MODELS.register_module()
-class SwinTransformer(BaseModule):
+class SwinTransformer(Backbone):
     """Swin transformer (arXiv:2103.14030) that runs a token plan.
 
     Args:
@@ -70,7 +70,8 @@ class SwinTransformer(BaseModule):
         drop_path_rate: stochastic depth, rising linearly over all blocks.
         attention: form of attention, see ``ops.attention.attend``.
         with_cp: recompute activations in the backward pass.
-        frozen_stages: freeze the stem (0) and the first k stages (k); -1 freezes nothing.
+        frozen_stages: freeze the stem (0), or the first k stages with their norms and the merging
+            behind them (k), as mmdet's and mmseg's Swin does; -1 freezes nothing.
         init_cfg: mmengine's.
     """
 
@@ -149,6 +150,7 @@ class SwinTransformer(BaseModule):
         if self.out_indices is None:
             self.norm = nn.LayerNorm(self.num_features)
             return
+        self.out_channels = tuple(self.plan.out_dims[index] for index in self.out_indices)
         for index in self.out_indices:
             dim = self.plan.out_dims[index]
             self.add_module(f"norm{index}", nn.LayerNorm(dim) if out_norms else nn.Identity())
@@ -269,7 +271,12 @@ class SwinTransformer(BaseModule):
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen: list[nn.Module] = [self.stem, *self.stages[: self.frozen_stages]]
+        frozen: list[nn.Module | None] = [self.stem, *self.stages[: self.frozen_stages]]
+        if 0 < self.frozen_stages < len(self.stages):
+            following = self.stages[self.frozen_stages]
+            assert isinstance(following, Stage)
+            frozen.append(following.transition)
+        frozen += [step for step in self.plan.steps if step.stage < self.frozen_stages]
         if self.out_indices is not None:
             names = [i for i in self.out_indices if i < self.frozen_stages]
             frozen += [self.get_submodule(f"norm{i}") for i in names]

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from tokensparse.backbones.base import Backbone
 from tokensparse.backbones.parts import (
     BlockOptions,
     Pool,
@@ -39,7 +39,7 @@ ARCHS = {
 
 
 @MODELS.register_module()
-class VisionTransformer(BaseModule):
+class VisionTransformer(Backbone):
     """Vision transformer (ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877) that runs a token plan.
 
     Args:
@@ -61,7 +61,8 @@ class VisionTransformer(BaseModule):
         drop_path_rate: stochastic depth, rising linearly over the blocks.
         attention: form of attention, see ``ops.attention.attend``.
         with_cp: recompute activations in the backward pass.
-        frozen_stages: freeze the stem (0) and the first k blocks (k); -1 freezes nothing.
+        frozen_stages: freeze the stem (0), or the first k blocks with their norms and steps (k);
+            -1 freezes nothing.
         init_cfg: mmengine's.
     """
 
@@ -143,8 +144,8 @@ class VisionTransformer(BaseModule):
             self.norm = nn.LayerNorm(self.plan.out_dims[0], eps=norm_eps)
             self.num_features = self.plan.out_dims[0]
             return
-        for index in self.out_indices:
-            dim = self.plan.block(0, index).dim
+        self.out_channels = tuple(self.plan.block(0, index).dim for index in self.out_indices)
+        for index, dim in zip(self.out_indices, self.out_channels, strict=True):
             norm = nn.LayerNorm(dim, eps=norm_eps) if out_norms else nn.Identity()
             self.add_module(f"norm{index}", norm)
 
@@ -241,8 +242,13 @@ class VisionTransformer(BaseModule):
         if self.frozen_stages < 0:
             return
         tables = (self.pos_embed, self.cls_token, self.dist_token, self.reg_token)
-        blocks = self.stages[0].blocks
-        freeze([self.stem, *tables, *(b for i, b in blocks.items() if int(i) < self.frozen_stages)])
+        last = self.frozen_stages - 1
+        blocks = (block for i, block in self.stages[0].blocks.items() if int(i) <= last)
+        norms = (self.get_submodule(f"norm{i}") for i in self.out_indices or () if i <= last)
+        freeze([self.stem, *tables, *blocks, *norms])
+        for step in self.plan.steps:
+            closed = step.last is not None and step.last <= last
+            freeze([step.reduce if step.first <= last else None, step.recover if closed else None])
 
     def train(self, mode: bool = True) -> "VisionTransformer":
         """Frozen stages stay in eval mode."""

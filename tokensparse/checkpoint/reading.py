@@ -18,6 +18,30 @@ _AVERAGED = "model_ema"
 _DERIVED = ("relative_position_index", "attn_mask")
 
 
+#: Bookkeeping that mmengine's training checkpoints carry beside the weights.
+_BOOKKEEPING = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(
+        f"{core}.multiarray.{made}"
+        for core in ("numpy.core", "numpy._core")
+        for made in ("_reconstruct", "scalar")
+    ),
+)
+
+
+class Ignored:
+    """Stands for an object that is read over: made of anything, keeps and runs nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep nothing."""
+
+
 class CheckpointError(ValueError):
     """A file that is not what its name says, or that cannot be read safely."""
 
@@ -91,7 +115,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Ignored, name) for name in _BOOKKEEPING]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: reading it would run {_named_globals(path, error)}. Save its "

@@ -48,6 +48,8 @@ class Source(NamedTuple):
         own_plan: the backbone brings its plan along.
         spatial: tensors that hold one value per position.
         plain_maps: maps whose norm is not in the file come without a norm.
+        heads: where the file holds a whole detector: released tensors -> those of its neck and
+            heads, checked, by the names that mm's model has today; ``prepare`` leaves them out.
     """
 
     rules: tuple[Rule, ...]
@@ -58,6 +60,7 @@ class Source(NamedTuple):
     own_plan: bool = False
     spatial: tuple["Spatial", ...] = ()
     plain_maps: bool = False
+    heads: Callable[[State], State] | None = None
 
 
 class Spatial(NamedTuple):

@@ -33,16 +33,22 @@ class ProgressHook(Hook):
         interval: iterations between two points of the curves.
         every_seconds: least time between two lines within an epoch, in seconds.
         metric: the one whose best value is told.
+        unit: behind the values of metrics; with "%" two decimals are shown, else three.
     """
 
     priority = "BELOW_NORMAL"
 
     def __init__(
-        self, interval: int = 10, every_seconds: float = 20.0, metric: str = "accuracy/top1"
+        self,
+        interval: int = 10,
+        every_seconds: float = 20.0,
+        metric: str = "accuracy/top1",
+        unit: str = "%",
     ) -> None:
         self.interval = interval
         self.every_seconds = every_seconds
         self.metric = metric
+        self.unit = unit
         self.loss: list[Point] = []
         self.train_acc: list[Point] = []
         self.val_acc: list[Point] = []
@@ -117,7 +123,7 @@ class ProgressHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Say the epoch's line with its validation result."""
         metrics = metrics or {}
-        shown = "".join(f"  val {k.split('/')[-1]} {v:6.2f} %" for k, v in metrics.items())
+        shown = "".join(f"  val {k.split('/')[-1]} {self._value(v)}" for k, v in metrics.items())
         self.say(runner, getattr(self, "_pending", "validation") + shown)
         value = metrics.get(self.metric)
         if value is not None:
@@ -129,7 +135,8 @@ class ProgressHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Say the result."""
-        shown = "  ".join(f"{k.split('/')[-1]} {v:.2f} %" for k, v in (metrics or {}).items())
+        values = (metrics or {}).items()
+        shown = "  ".join(f"{k.split('/')[-1]} {self._value(v)}" for k, v in values)
         self.say(runner, f"test  {shown}")
 
     def after_train(self, runner: Runner) -> None:
@@ -145,8 +152,8 @@ class ProgressHook(Hook):
         saved = saved or (hub.get_info("last_ckpt") if "last_ckpt" in hub.runtime_info else None)
         if self.best is not None:
             name, (value, epoch) = self.metric.split("/")[-1], self.best
-            where = saved or "none kept"
-            self.say(runner, f"best {name} {value:.2f} % at epoch {epoch}; checkpoint: {where}")
+            best = f"best {name} {self._value(value)} at epoch {epoch}"
+            self.say(runner, f"{best}; checkpoint: {saved or 'none kept'}")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Curves survive ``--resume``."""
@@ -163,6 +170,9 @@ class ProgressHook(Hook):
         if kept and runner._resume:
             self.loss, self.train_acc = list(kept["loss"]), list(kept["train_acc"])
             self.val_acc, self.best = list(kept["val_acc"]), kept["best"]
+
+    def _value(self, value: float) -> str:
+        return f"{value:6.2f} %" if self.unit == "%" else f"{value:.3f} {self.unit}".rstrip()
 
     def _rate(self) -> float:
         return self._images / max(time.perf_counter() - self._epoch_start, 1e-9)

@@ -1,0 +1,30 @@
+"""SparseSwin-T under Cascade Mask R-CNN on COCO, 3x, multi-scale.
+
+Paper: SparseSwin (arXiv:2309.05224), the released dense encoder. The authors released an encoder and an EfficientDet of their
+    own (COCO val2017: AP 21.4, AP50 34.2); this head and recipe are not theirs.
+    Recipe of the Swin and STViT-R configs beside it: AdamW 1e-4, batch 16, 36 epochs.
+Command: python tools/train.py configs/sparseswin/sparseswin-t_cascade-mask-rcnn_coco.py
+Cost: backbone 28.9 M parameters, 85.3 GMACs at 800 x 1280; hours not measured.
+Published: none with this head: an open question of the paper.
+Measured: not run
+"""
+
+_base_ = "../_base_/tasks/coco_cascade-mask-rcnn_ms-3x.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="tokensparse.SparseSwin",
+        arch="tiny",
+        img_size=(800, 1280),
+        drop_path_rate=0.2,
+        out_indices=(0, 1, 2, 3),
+        init_cfg=dict(
+            type="tokensparse.ReleasedInit",
+            kind="torchvision-swin",
+            weights="Swin_T_Weights.IMAGENET1K_V1",
+            prefixes=("stem.", "stages.0.", "stages.1.", "stages.2."),
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 512]),
+)

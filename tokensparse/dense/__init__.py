@@ -1,0 +1,1 @@
+"""Detection and segmentation beyond a backbone; only ``datasets`` needs mmdet and mmseg."""
