@@ -20,7 +20,7 @@ from tokensparse.classification import (
 from tokensparse.classification.classifier import check_labels
 from tokensparse.classification.losses import penalty
 from tokensparse.classification.released_init import copy_fitting
-from tokensparse.classification.runner import read_checkpoint
+from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
 from tokensparse.tokens import BlockRecord, Trace
 

@@ -12,7 +12,7 @@ except ImportError as error:
         "or keep an upstream mmengine >= 0.10.4"
     ) from error
 
-from tokensparse import backbones, classification, recoveries, reducers
+from tokensparse import backbones, classification, engine, recoveries, reducers
 from tokensparse.dense.pyramid import SimpleFeaturePyramid
 from tokensparse.released import apply_plan, load_released
 from tokensparse.token_model import TokenModel
@@ -25,6 +25,7 @@ __all__ = [
     "apply_plan",
     "backbones",
     "classification",
+    "engine",
     "load_released",
     "recoveries",
     "reducers",

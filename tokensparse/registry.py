@@ -5,9 +5,13 @@ configs find ours by scope (``type='tokensparse.SwinTransformer'``). ``REDUCERS`
 hold what a plan names.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="tokensparse", locations=["tokensparse"])
@@ -16,6 +20,22 @@ DATASETS = Registry(
 )
 METRICS = Registry(
     "metric", parent=MMENGINE_METRICS, scope="tokensparse", locations=["tokensparse"]
+)
+DATA_SAMPLERS = Registry(
+    "data sampler", parent=MMENGINE_DATA_SAMPLERS, scope="tokensparse", locations=["tokensparse"]
+)
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="tokensparse", locations=["tokensparse"])
+OPTIM_WRAPPERS = Registry(
+    "optim_wrapper",
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope="tokensparse",
+    locations=["tokensparse"],
+)
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer",
+    parent=MMENGINE_INITIALIZERS,
+    scope="tokensparse",
+    locations=["tokensparse"],
 )
 REDUCERS = Registry("reducer", scope="tokensparse", locations=["tokensparse.reducers"])
 RECOVERIES = Registry("recovery", scope="tokensparse", locations=["tokensparse.recoveries"])

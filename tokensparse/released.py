@@ -84,8 +84,12 @@ def load_released(
             f"unknown source {source!r}{closest(source, SOURCES)}; known: {sorted(SOURCES)}"
         )
     family = SOURCES[source]
-    theirs = family.prepare(read_state(weights, ema))
     what = f"{source} weights" if isinstance(weights, Mapping) else f"{weights} as {source}"
+    state = read_state(weights, ema)
+    try:
+        theirs = family.prepare(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
     return _build(what, family, translate(theirs, family.rules), plan, overrides)
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import default_collate
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis.attention_depth import DepthRow, attention_depth, attention_maps
-from tokensparse.classification.runner import read_checkpoint
 from tokensparse.config_check import check_config
+from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import DATASETS, MODELS
 
 #: Maps drawn at most, evenly spread over the depth.

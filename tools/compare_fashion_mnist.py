@@ -25,8 +25,8 @@ from mmengine.config import Config
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import count, device_name
-from tokensparse.classification.precision import has_fast_bf16
-from tokensparse.classification.runner import read_checkpoint
+from tokensparse.engine.precision import has_fast_bf16
+from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.classification.runner import Runner, part
 from tokensparse.config_check import check_config
+from tokensparse.engine.runner import Runner, part
 
 
 def parse_args() -> argparse.Namespace:

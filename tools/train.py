@@ -8,8 +8,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.classification.runner import Runner, part
 from tokensparse.config_check import check_config
+from tokensparse.engine.runner import Runner, part
 
 AUTOCAST = ("tokensparse.AutocastOptimWrapper", "AmpOptimWrapper")
 

@@ -1,4 +1,4 @@
-"""Classification on mmengine: classifier, heads, losses, data, metric, hooks, runner."""
+"""Classification on mmengine: classifier, heads, losses, data, metric."""
 
 from tokensparse.classification.augmentation import ImagePreprocessor, RepeatedAugmentSampler
 from tokensparse.classification.classifier import ImageClassifier
@@ -14,14 +14,11 @@ from tokensparse.classification.fashion_mnist import FashionMNISTDataset
 from tokensparse.classification.heads import DistilledHead, LinearHead
 from tokensparse.classification.losses import AttentionPenalty, CrossEntropy
 from tokensparse.classification.metric import Accuracy
-from tokensparse.classification.precision import AutocastOptimWrapper
-from tokensparse.classification.progress import ProgressHook
 from tokensparse.classification.released_init import ReleasedInit
 
 __all__ = [
     "Accuracy",
     "AttentionPenalty",
-    "AutocastOptimWrapper",
     "CIFARDataset",
     "CrossEntropy",
     "DigitsDataset",
@@ -34,7 +31,6 @@ __all__ = [
     "ImagePreprocessor",
     "LinearHead",
     "MissingDataError",
-    "ProgressHook",
     "ReleasedInit",
     "RepeatedAugmentSampler",
 ]

@@ -16,8 +16,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from tokensparse.classification.registries import DATA_SAMPLERS
-from tokensparse.registry import MODELS
+from tokensparse.registry import DATA_SAMPLERS, MODELS
 
 
 class ImageTransform:

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
-from tokensparse.classification.registries import WEIGHT_INITIALIZERS
+from tokensparse.registry import WEIGHT_INITIALIZERS
 from tokensparse.released import load_released
 
 SCRATCH = "to start from scratch set model.backbone.init_cfg=None"

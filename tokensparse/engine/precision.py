@@ -9,7 +9,7 @@ from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from tokensparse.classification.registries import OPTIM_WRAPPERS
+from tokensparse.registry import OPTIM_WRAPPERS
 
 Precision = Literal["auto", "bf16", "fp32"]
 

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from tokensparse.classification.registries import HOOKS
+from tokensparse.registry import HOOKS
 
 Point = tuple[float, float]
 
@@ -123,7 +123,7 @@ class ProgressHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Say the epoch's line with its validation result."""
         metrics = metrics or {}
-        shown = "".join(f"  val {k.split('/')[-1]} {self._value(v)}" for k, v in metrics.items())
+        shown = "".join(f"  val {k.split('/')[-1]} {self._value(v):>8}" for k, v in metrics.items())
         self.say(runner, getattr(self, "_pending", "validation") + shown)
         value = metrics.get(self.metric)
         if value is not None:
@@ -172,7 +172,7 @@ class ProgressHook(Hook):
             self.val_acc, self.best = list(kept["val_acc"]), kept["best"]
 
     def _value(self, value: float) -> str:
-        return f"{value:6.2f} %" if self.unit == "%" else f"{value:.3f} {self.unit}".rstrip()
+        return f"{value:.2f} %" if self.unit == "%" else f"{value:.3f} {self.unit}".rstrip()
 
     def _rate(self) -> float:
         return self._images / max(time.perf_counter() - self._epoch_start, 1e-9)
