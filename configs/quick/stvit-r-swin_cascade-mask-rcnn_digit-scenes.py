@@ -1,8 +1,9 @@
-"""A narrow STViT-R-Swin with one dumbbell unit under Cascade Mask R-CNN, on DigitScenes: what the reduced ones are held against.
+"""A narrow STViT-R-Swin with one dumbbell unit under Cascade Mask R-CNN on DigitScenes, beside the dense Swin of this folder.
 
 Paper: STViT (arXiv:2303.08685), Sec. 3.4; Cascade R-CNN (arXiv:1906.09756).
 Head: mmdet's Cascade Mask R-CNN narrowed to 64 channels, 256 in the box heads, 64 RoIs, 128
     proposals, anchors of 4 cells; images of 192 px; no augmentation.
+Start: the checkpoint of python tools/train.py configs/quick/stvit-r-swin_digits.py
 Command: python tools/train.py configs/quick/stvit-r-swin_cascade-mask-rcnn_digit-scenes.py
 Cost: 4 epochs of 2,000 scenes at 192 px; about 15 minutes on 2 idle CPU cores.
 Published: none (data of our own).
@@ -16,5 +17,6 @@ model = dict(
         type="tokensparse.STViTSwin",
         arch=dict(embed_dim=32, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
         img_size=192,
+        init_cfg=dict(type="Pretrained", checkpoint="work_dirs/stvit-r-swin_digits/epoch_20.pth"),
     ),
 )

@@ -19,8 +19,8 @@ from tokensparse.registry import DATASETS
 
 #: One colour a digit, and black for the background.
 PALETTE = [
-    *([31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189]),
-    *([140, 86, 75], [227, 119, 194], [127, 127, 127], [188, 189, 34], [23, 190, 207]),
+    *((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)),
+    *((140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207)),
 ]
 
 
@@ -78,7 +78,7 @@ class DigitScenesSegmentation(BaseSegDataset):
 
     METAINFO: ClassVar[dict[str, Any]] = {
         "classes": SEMANTIC_CLASSES,
-        "palette": [[0, 0, 0], *PALETTE],
+        "palette": [(0, 0, 0), *PALETTE],
     }
 
     def __init__(

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 #: Changes whenever the same seed gives other scenes.
-VERSION = 1
+VERSION = 2
 CLASSES = tuple(str(digit) for digit in range(10))
 SEMANTIC_CLASSES = ("background", *CLASSES)
 SPLITS = ("train", "val")
@@ -178,23 +178,23 @@ def iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
 
 
 def _painted(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """The canvas with a digit over it, in a colour that stands out from what is behind."""
-    behind = canvas[layer > 0.5].mean(0)
-    colour = rng.uniform(0, 1, 3)
-    while np.abs(colour - behind).mean() < 0.25:
-        colour = rng.uniform(0, 1, 3)
+    """The canvas with a digit over it, light as chalk: tinted, and lighter than what is behind."""
+    behind = canvas[layer > 0.5].mean()
+    colour = rng.uniform(0.6, 1, 3)
+    colour *= max(1.0, (behind + 0.25) / colour.mean())
+    colour = np.clip(colour, 0, 1)
     painted: np.ndarray = canvas * (1 - layer[..., None]) + colour * layer[..., None]
     return painted
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A smooth random texture (size, size, 3) in 0..1."""
+    """A smooth random texture (size, size, 3) in 0..1, dark as a board."""
     layers = []
     for cells, strength in ((4, 0.35), (16, 0.12)):
         coarse = (rng.uniform(0, 1, (cells, cells, 3)) * 255).astype(np.uint8)
         smooth = Image.fromarray(coarse).resize((size, size), Image.BICUBIC)
         layers.append(strength * (np.asarray(smooth, np.float64) / 255 - 0.5))
-    texture: np.ndarray = np.clip(rng.uniform(0.25, 0.75, 3) + sum(layers), 0, 1)
+    texture: np.ndarray = np.clip(rng.uniform(0.1, 0.45, 3) + sum(layers), 0, 1)
     return texture
 
 
