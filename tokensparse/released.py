@@ -156,6 +156,8 @@ def _build(
     state = _in_model(twin, renamed.state)
     _check(what, family, state, renamed.extra, twin.state_dict())
     settings = {**released, **chosen}
+    if family.own_plan and not family.spatial:  # nothing to resize before an image is there
+        settings["img_size"] = released["img_size"]
     if not family.own_plan:
         settings["plan"] = plan
     model = _model(family, settings, renamed.state)
@@ -281,10 +283,21 @@ def _resized(family: Source, state: State, released: Settings, settings: Setting
 
 
 def _fill(what: str, family: Source, model: nn.Module, state: State) -> None:
-    """Copy what has a place; name what keeps its initialisation."""
+    """Copy what has a place; name what keeps its initialisation.
+
+    Raises:
+        CheckpointError: settings that leave out a part of a plan that was released.
+    """
     own = model.state_dict()
     taken = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(taken, strict=False)
+    left = [name for name in state if name not in taken and "plan." in name]
+    left += [name for name in state if name not in taken and name.endswith("_bias_table")]
+    if family.own_plan and left:
+        raise CheckpointError(
+            f"{what}: these settings leave no place for {', '.join(map(_bare, left[:3]))}; leave "
+            "the settings out that differ from the file"
+        )
     fresh = [name for name in own if name not in taken]
     if fresh:
         warnings.warn(

@@ -19,6 +19,7 @@ import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import count
 from tokensparse.analysis.baseline import dense_of
 from tokensparse.analysis.published import layer_norm_operations
+from tokensparse.config_check import check_config
 from tokensparse.registry import MODELS
 
 
@@ -56,6 +57,7 @@ def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dic
         same of the baseline under ``dense``.
     """
     cfg = Config.fromfile(path)
+    check_config(cfg)
     size = shape_of(cfg, shape)
     found: dict[str, Any] = {"config": path, "shape": list(size)}
     for name, target in (("own", found), ("dense", found.setdefault("dense", {}))):
@@ -118,10 +120,16 @@ def main() -> None:
     )
     parser.add_argument("--json", help="file to write: a list in the order given")
     args = parser.parse_args()
-    try:
-        rows = [analyze(path, args.shape, args.layer_norm) for path in args.configs]
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    if args.shape and min(args.shape) < 1:
+        sys.exit(f"--shape {args.shape[0]} {args.shape[1]}: expected pixels, at least 1")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        sys.exit(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+    rows = []
+    for path in args.configs:
+        try:
+            rows.append(analyze(path, args.shape, args.layer_norm))
+        except (ValueError, OSError, KeyError, AttributeError, SyntaxError) as error:
+            sys.exit(f"{path}: {type(error).__name__}: {error}")
     show(rows)
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")

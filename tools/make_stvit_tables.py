@@ -39,7 +39,8 @@ GMACs of one image and forward pass.
 
 NOTE = """Tokens are of the whole map (DeiT) or of a window of 7 x 7 (Swin); `moved`: STGM at an
 earlier layer. STViT was never released; STViT-R-Swin was, for classification with 5.80 (S) and
-10.23 (B) GMACs as we count the released code."""
+10.23 (B) GMACs as we count the released code. The dense DeiT of this table has the paper's class
+token; the baseline of `tools/analyze.py` has none, as STViT-DeiT has none, and costs 0.5 % less."""
 
 BACKBONE_NOTE = """The released code projects keys and values after cutting overlapping windows: a
 token up to 81 times. Ours projects it once, and gives the same maps. The printed cost of the dense

@@ -5,7 +5,7 @@ Head: mmdet's Cascade Mask R-CNN narrowed to 64 channels, 256 in the box heads, 
     proposals, anchors of 4 cells; images of 192 px; no augmentation.
 Start: the checkpoint of python tools/train.py configs/quick/sparseswin_digits.py
 Command: python tools/train.py configs/quick/sparseswin_cascade-mask-rcnn_digit-scenes.py
-Cost: 4 epochs of 2,000 scenes at 192 px; about 15 minutes on 2 idle CPU cores.
+Cost: 5 epochs of 2,000 scenes at 192 px; about 20 minutes on 2 idle CPU cores.
 Published: none (data of our own).
 Measured: not run
 """

@@ -10,6 +10,7 @@ from tokensparse.blocks.attention import SetAttention, WindowAttention
 from tokensparse.blocks.block import Block
 from tokensparse.blocks.grid_attention import GridAttention
 from tokensparse.blocks.transitions import zero_padding
+from tokensparse.ops.attention import check_form
 from tokensparse.plan import Plan, closest
 from tokensparse.tokens import Tokens
 
@@ -90,6 +91,7 @@ def build_blocks(
     plan: Plan, stage: int, options: BlockOptions, drop_path: Sequence[float]
 ) -> nn.ModuleDict:
     """Blocks of one stage by index; blocks that a step replaces are left out."""
+    check_form(options.attention)
     blocks = {}
     for index in range(plan.stages[stage].depth):
         spec = plan.block(stage, index)

@@ -104,22 +104,21 @@ class STViTSwin(SwinTransformer):
     """STViT-Swin (Sec. 3.3), and STViT-R-Swin with dumbbell units in stage 3 (Sec. 3.4).
 
     Without ``out_indices`` it is STViT (``spec="paper"``): stage 3 goes over to semantic tokens,
-    stage 4 keeps them. With
-    ``out_indices``, or with a released ``spec``, it is STViT-R: every unit ends in a recovery.
+    stage 4 keeps them. With ``out_indices``, or with a released ``spec``, it is STViT-R: every unit
+    ends in a recovery.
 
     Args:
         arch: ``tiny``, ``small``, ``base``, or dict(embed_dim, depths, num_heads, mlp_ratio,
             qkv_bias).
         spec: ``paper``, ``released-cls`` or ``released-det``; the default is ``paper`` without and
-            ``released-det`` with
-            ``out_indices``.
+            ``released-det`` with ``out_indices``.
         num_tokens: semantic tokens of a window, a square: 4, 9, 16.
         base_layers: ``paper``: Swin blocks of stage 3 before STGM; default 2 for 6 layers and 10
             for 18 ("moved": 1 and 8).
         units: STViT-R: layers of stage 3 as a list of units, each a list of ``dense``, ``stgm``,
             ``local``, ``global``, ``recover``; default one unit of six for every six layers.
         shortcut: ``released-cls``: add the pooled tokens to the output of STGM's first layer.
-        use_global: STViT-R: learned global centres in the first unit.
+        use_global: ``released-cls``: learned global centres in the first unit.
         relative_pos: STViT-R: a position bias in local and global blocks, too; it is resized where
             the semantic grid is another than that of ``img_size``.
         pad_mask: ``released-det``: padding of windows is masked; False lets its zeros take part,
@@ -165,9 +164,12 @@ class STViTSwin(SwinTransformer):
     ) -> None:
         self.spec = _spec(spec, out_indices)
         given = dict(base_layers=base_layers, units=units, shortcut=shortcut)
-        _refuse_idle(self.spec, **given, use_global=use_global, relative_pos=relative_pos)
+        given.update(use_global=use_global, relative_pos=relative_pos)
+        _refuse_idle(self.spec, **given, pad_mask=pad_mask, released_pad_mask=released_pad_mask)
         self.relative_pos = relative_pos
         sizes = sizes_of(arch, ARCHS, LEGAL_SIZES)
+        if len(sizes["depths"]) != 4:
+            raise ValueError(f"arch: depths={sizes['depths']}; STViTSwin has four stages")
         depth, rates = sizes["depths"][2], drop_path_rates(drop_path_rate, sizes["depths"])[2]
         stgm = dict(type="STGM", spec=self.spec, num_tokens=num_tokens, window=window_size)
         if self.spec == "paper":
@@ -176,7 +178,7 @@ class STViTSwin(SwinTransformer):
             if self.spec == "released-cls":
                 stgm["shortcut"] = shortcut
             stgm["padding"] = _padding(pad_mask, released_pad_mask)
-            plan = _unit_steps(stgm, units or default_units(depth), depth, rates, use_global)
+            plan = _unit_steps(stgm, _units(units, depth), depth, rates, use_global)
         for step in plan:
             step["reduce"]["attention"] = attention
         super().__init__(
@@ -224,14 +226,15 @@ def _spec(spec: Spec | None, out_indices: Sequence[int] | None) -> Spec:
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "paper": ("base_layers",),
     "released-cls": ("units", "shortcut", "use_global", "relative_pos"),
-    "released-det": ("units", "use_global", "relative_pos"),
+    "released-det": ("units", "relative_pos", "pad_mask", "released_pad_mask"),
 }
 
 
 def _refuse_idle(spec: Spec, **given: Any) -> None:
     """Refuse options that the specification does not have."""
     for name, value in given.items():
-        if value not in (None, False) and name not in _OPTIONS[spec]:
+        set_at_all = value is False if name == "pad_mask" else value not in (None, False)
+        if set_at_all and name not in _OPTIONS[spec]:
             homes = [home for home, names in _OPTIONS.items() if name in names]
             raise ValueError(
                 f"{name}={value!r} changes nothing with spec={spec!r}; leave it out, or take spec "
@@ -239,9 +242,21 @@ def _refuse_idle(spec: Spec, **given: Any) -> None:
             )
 
 
+def _units(units: Any, depth: int) -> Sequence[Sequence[Layer]]:
+    """The list of units that is meant."""
+    if units is None:
+        return default_units(depth)
+    lists = (list, tuple)
+    if not isinstance(units, lists) or not units or not all(isinstance(u, lists) for u in units):
+        raise ValueError(
+            f"units={units!r}; expected a list of units, each a list of layers: [{list(UNIT)}, ...]"
+        )
+    return units
+
+
 def default_units(depth: int) -> list[Sequence[Layer]]:
     """One unit of six for every six layers."""
-    if depth % len(UNIT):
+    if depth % len(UNIT) or not depth:
         raise ValueError(
             f"stage 3 has {depth} layers, no multiple of {len(UNIT)}; name the units yourself: "
             "units=[['dense', 'stgm', 'stgm', 'local', 'global', 'recover'], ...]"
@@ -311,6 +326,8 @@ def _unit_steps(
 
 
 def _padding(pad_mask: bool, released: bool) -> str:
+    if released and not pad_mask:
+        raise ValueError("pad_mask=False leaves nothing to released_pad_mask=True; take one")
     if not pad_mask:
         return "attended"
     return "released" if released else "masked"

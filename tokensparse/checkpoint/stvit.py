@@ -1,5 +1,7 @@
 """Names of the released STViT-R (arXiv:2303.08685): Swin classifier and detection backbone."""
 
+import math
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -72,6 +74,9 @@ DENSE_RULES = (*TRUNK_RULES, Rule("norm{i}.{leaf}", "norm{i}.{leaf}"))
 
 #: Layers that the released code keeps apart.
 _PARTNER = {"q": "kv", "kv": "q"}
+_PAIRED = re.compile(
+    r"(?P<start>layers\.2\.blocks\.(?P<block>\d{1,4})\.attn)\.(?P<part>q|kv)\.(?P<leaf>\w+)"
+)
 
 
 def join_queries(theirs: State) -> State:
@@ -82,16 +87,14 @@ def join_queries(theirs: State) -> State:
     """
     joined = dict(theirs)
     for name, query in theirs.items():
-        words = name.split(".")
-        if words[:3] != ["layers", "2", "blocks"] or words[4:5] != ["attn"]:
+        found = _PAIRED.fullmatch(name)
+        if found is None or int(found["block"]) % 6 not in (3, 4):
             continue
-        if words[5] not in _PARTNER or int(words[3]) % 6 not in (3, 4):
-            continue
-        start, leaf = ".".join(words[:5]), words[-1]
-        partner = f"{start}.{_PARTNER[words[5]]}.{leaf}"
+        start, leaf = found["start"], found["leaf"]
+        partner = f"{start}.{_PARTNER[found['part']]}.{leaf}"
         if partner not in theirs:
             raise CheckpointError(f"not what the name says. missing: {partner}")
-        if words[5] == "kv":
+        if found["part"] == "kv":
             continue
         keys = theirs[partner]
         if not 0 < query.ndim == keys.ndim or query.shape[1:] != keys.shape[1:]:
@@ -141,8 +144,10 @@ def stvit_r_settings(state: State, keywords: Mapping[str, Any], spec: str) -> Se
     centres = state.get("plan.steps.0.reduce.centres")
     if centres is not None:
         settings.update(use_global=True, num_tokens=centres.shape[1] // 4)
-    if f"stages.2.blocks.3.{_TABLE[1]}" in state:
-        settings["relative_pos"] = True
+    local = state.get(f"stages.2.blocks.3.{_TABLE[1]}")
+    if local is not None:
+        side = (math.isqrt(local.shape[0]) + 1) // 2
+        settings.update(relative_pos=True, num_tokens=side**2)
     return settings if spec == "released-cls" else {**settings, "out_indices": (0, 1, 2, 3)}
 
 

@@ -4,7 +4,7 @@ Shapes: B batch, W windows (1 for attention over a set), h heads, n queries, m k
 """
 
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -90,6 +90,13 @@ def attend(
     if form == "compiled" and not torch.compiler.is_compiling():
         return _compiled()(q, k, v, bias), None
     return _eager_out(q, k, v, bias), None
+
+
+def check_form(form: str) -> None:
+    """Raise ValueError unless ``form`` is ``auto`` or one of the three."""
+    legal = ("auto", *get_args(Form))
+    if form not in legal:
+        raise ValueError(f"attention={form!r}; legal: {list(legal)}")
 
 
 def _eager(

@@ -276,10 +276,25 @@ def grown(kv: Tensor, grid: tuple[int, int], border: Tensor) -> Tensor:
     return kv
 
 
-def border_seen(padding: Padding, grid: tuple[int, int], window: int) -> bool:
-    """Whether places over the border of the map are attended; see :func:`released_hidden`."""
-    pads = grid[0] % window or grid[1] % window
-    return padding == "attended" or (padding == "released" and not pads)
+def border_seen(
+    padding: Padding, grid: tuple[int, int], window: int, target: tuple[int, int]
+) -> bool:
+    """Whether places over the border of the map are attended.
+
+    ``released`` hides everything alike, so nothing, where its mask covers all of ``target``: where
+    there is no padding, and where slices of a small semantic grid reach its other end.
+
+    Args:
+        padding: how padding is treated.
+        grid: (H, W) of the image tokens.
+        window: side of a window of image tokens.
+        target: (rows, columns) of the map that the mask indexes.
+    """
+    below, right = -grid[0] % window, -grid[1] % window
+    all_rows, all_columns = (
+        not pad or pad >= side for pad, side in zip((below, right), target, strict=True)
+    )
+    return padding == "attended" or (padding == "released" and all_rows and all_columns)
 
 
 def released_hidden(
@@ -292,7 +307,8 @@ def released_hidden(
     """The padding masks of the released STViT-R detection code, faults included.
 
     ``attended`` masks nothing. ``released`` masks nothing where there is no padding, not even
-    places over the border; with padding along one axis, that strip; along both, the corner alone.
+    places over the border; with padding along one axis, that strip; along both, the corner alone;
+    a mask that covers the whole map hides nothing.
 
     Args:
         padding: ``attended`` or ``released``.
@@ -305,7 +321,7 @@ def released_hidden(
     Returns:
         (1, *target) booleans or None, and whether places over the border are hidden.
     """
-    if border_seen(padding, grid, window):
+    if border_seen(padding, grid, window, target):
         return None, False
     below, right = -grid[0] % window, -grid[1] % window
     mask = torch.zeros(1, *target, dtype=torch.bool, device=device)

@@ -132,5 +132,6 @@ class AttentionRestore(Recovery):
         windows = (layout.padded[0] // self.window, layout.padded[1] // self.window)
         assert grid_in is not None
         where = centred_windows(windows, grid_in[0] // windows[0], self.key_side)
-        pairs = attended_pairs(where, grid_in, border_seen(self.padding, grid, self.window))
+        border = border_seen(self.padding, grid, self.window, grid_in)
+        pairs = attended_pairs(where, grid_in, border)
         return self.block.projection_macs(n, m + 1) + 2 * self.window**2 * pairs * c

@@ -119,6 +119,8 @@ class STGM(Reducer):
             raise ValueError(
                 f"num_layers={num_layers}; expected at least 2 (arXiv:2303.08685, Table 7)"
             )
+        if spec == "released-det" and window is None:
+            raise ValueError("spec='released-det' asks windows of the map: set window, as in 7")
         if window is None and side > min(grid):
             raise ValueError(f"num_tokens={num_tokens}: {side} x {side} centres on a {grid} map")
         chosen = SPECS[spec]
@@ -131,6 +133,10 @@ class STGM(Reducer):
         self.init = self._init(init or chosen.init)
         scale = chosen.layer_scale if layer_scale == "spec" else layer_scale
         rates = drop_path if isinstance(drop_path, tuple | list) else (drop_path,) * num_layers
+        if len(rates) != num_layers:
+            raise ValueError(
+                f"drop_path={drop_path}: {len(rates)} rates for num_layers={num_layers}"
+            )
         self.layers = nn.ModuleList(
             CrossBlock(dim, num_heads, mlp_ratio, qkv_bias, scale, rate) for rate in rates
         )
@@ -295,7 +301,9 @@ class STGM(Reducer):
 
     def _border(self, grid: tuple[int, int]) -> bool:
         """Whether places outside the map are seen."""
-        return self.window is not None and border_seen(self.padding, grid, self.window)
+        if self.window is None:
+            return False
+        return border_seen(self.padding, grid, self.window, self._key_map(grid))
 
     def _windowed(
         self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
