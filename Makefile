@@ -65,9 +65,9 @@ $(TRAIN_STAMP): $(VENV_STAMP) $(PINS) $(foreach n,build runtime engine demo,requ
 	@$(PY) tools/check_install.py
 	@touch $@
 
-$(DEV_STAMP): $(TRAIN_STAMP) requirements/tests.txt
-	@echo "==> Installing the tools of lint and tests (seconds)"
-	@$(PIP) -r requirements/tests.txt
+$(DEV_STAMP): $(TRAIN_STAMP) requirements/tests.txt requirements/export.txt
+	@echo "==> Installing the tools of lint and tests, and ONNX (seconds)"
+	@$(PIP) -r requirements/tests.txt -r requirements/export.txt
 	@touch $@
 
 # A wheel of mmcv without ops, or one compiled for another torch, may lie in pip's cache: then build it anew.

@@ -27,6 +27,7 @@ setup(
         "det": requirements("det"),
         "seg": requirements("seg"),
         "demo": requirements("demo"),
-        "dev": requirements("demo", "tests"),
+        "export": requirements("export"),
+        "dev": requirements("demo", "tests", "export"),
     },
 )

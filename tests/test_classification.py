@@ -13,13 +13,13 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 from tokensparse.classification import (
     Accuracy,
     AttentionPenalty,
-    AutocastOptimWrapper,
     CrossEntropy,
     DigitsDataset,
 )
 from tokensparse.classification.classifier import check_labels
 from tokensparse.classification.losses import penalty
 from tokensparse.classification.released_init import copy_fitting
+from tokensparse.engine import AutocastOptimWrapper
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
 from tokensparse.tokens import BlockRecord, Trace

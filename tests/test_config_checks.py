@@ -62,7 +62,10 @@ def test_misspelt_keys_are_named_with_the_nearest(options: dict, key: str, neare
             "tokensparse.DigitsDataset",
         ),
         (dict(optim_wrapper__optimizer__type="AdamWW"), "AdamW"),
-        (dict(default_hooks__chekpoint__interval=3), "default_hooks.chekpoint: has no 'type'"),
+        (
+            dict(default_hooks__chekpoint__interval=3),
+            "unknown key 'chekpoint' .did you mean 'checkpoint'",
+        ),
         (
             dict(model__backbone__init_cfg=dict(type="tokensparse.ReleasedInit", kinds="x")),
             "kinds.*kind",

@@ -37,6 +37,7 @@ def tiny(folder: Path, backbone: str, head: str) -> str:
         f"_base_ = '{ROOT}/configs/quick/{backbone}_{head}_digit-scenes.py'\n"
         f"model = dict(backbone=dict({sizes}, init_cfg=None), {parts})\n"
         f"train_dataloader = {data}\nval_dataloader = {data}\ntest_dataloader = val_dataloader\n"
+        f"visualizer = dict(name='{folder.name}-{backbone}')\n"  # else one for all tests
         f"{ann}train_cfg = dict(max_epochs=2)\n"
         "default_hooks = dict(visualization=dict(draw=True, interval=1), logger=dict(interval=1))\n"
     )

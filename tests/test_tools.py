@@ -157,8 +157,8 @@ def test_a_hostile_checkpoint_does_not_run(
     torch.save({"state_dict": {}, "meta": Hostile()}, tmp_path / "hostile.pth")
     args = ("--work-dir", str(tmp_path / "work"), "--cfg-options", *NARROW)
     hostile = str(tmp_path / "hostile.pth")
-    with pytest.raises(SystemExit, match=r"was not read"):
+    with pytest.raises(SystemExit, match=r"is refused"):
         command("test", narrow_config, hostile, *args, capsys=capsys)
-    with pytest.raises(SystemExit, match=r"was not read"):
+    with pytest.raises(SystemExit, match=r"is refused"):
         command("train", narrow_config, "--resume", hostile, *args, capsys=capsys)
     assert not (tmp_path / "ran").exists()

@@ -1,18 +1,18 @@
 """Strict configs: a misspelt or unknown key, at any depth, stops the run before data open.
 
 So does a neck or head that does not fit a backbone of ours. Legal keys are read off the
-constructors that the registries name, so there is no list to keep.
+constructors that the registries name; what no constructor names is listed in ``config_names``.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import import_modules_from_strings
@@ -21,15 +21,29 @@ from torch.utils.data import DataLoader
 from tokensparse.backbones import check_fit
 from tokensparse.config_names import (
     ALL_REGISTRIES,
-    ENV_KEYS,
-    FORWARDED,
+    DEFAULT_HOOKS,
     FREE_VARIABLES,
     MM_SCOPES,
+    MODEL_CFG,
+    PARAMETERS,
+    PARAMWISE,
     REGISTRY_OF,
     TAKEN_OFF,
     TOP_LEVEL_EXTRA,
+    TYPED,
+    UNTYPED,
+    arguments,
+    found_in,
+    known_arguments,
+    named_types,
+    names_in,
+    without_weights,
 )
 from tokensparse.plan.syntax import StepSettings, closest
+from tokensparse.registry import MODELS
+
+#: Names that the config at hand declares legal.
+_extra: ContextVar[frozenset[str]] = ContextVar("extra", default=frozenset())
 
 
 class ConfigError(ValueError):
@@ -41,82 +55,87 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 
     Args:
         cfg: a run's config, ``--cfg-options`` merged in. Top-level names with a leading underscore
-            are free variables.
+            are free variables; ``_extra_keys`` lists names that this check is to let pass at
+            any depth: those that only a model or data set of others reads.
 
     Raises:
         ConfigError: an unknown key or type, naming the path to it and the nearest right one.
         ValueError: a neck or head that does not fit our backbone, see ``backbones.check_fit``.
     """
+    _refuse_near(cfg, ("default_scope", "custom_imports"), "config")
     imports = cfg.get("custom_imports")
     if imports:
+        refuse_unknown(imports, UNTYPED["custom_imports"], "custom_imports")
         import_modules_from_strings(**imports)
     scope = cfg.get("default_scope") or "mmengine"
     if scope in MM_SCOPES:  # what their configs name without a scope is theirs
         import_module(f"{scope}.utils").register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope(scope):
-        _check_all(cfg, scope)
+    token = _extra.set(frozenset(cfg.get("_extra_keys") or ()))
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            _check_all(cfg, scope)
+    finally:
+        _extra.reset(token)
 
 
 def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
-    names = [k for k in cfg if not k.startswith("_")]
+    names = [k for k in cfg if not str(k).startswith("_")]
     legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
-    if scope in MM_SCOPES:  # these have variables at the top level
-        near = {k for k in names if get_close_matches(k, legal, 1, 0.75)} - FREE_VARIABLES
-        names = [k for k in names if k in near | legal]
-    refuse_unknown(names, legal, "config")
+    free = FREE_VARIABLES if scope in MM_SCOPES else frozenset()
+    refuse_unknown(names, legal | free, "config", note=_VARIABLES)
     for key in names:
-        _check(cfg[key], key, key, ())
+        kind = "pipeline" if key.endswith("pipeline") else key
+        _check(cfg[key], kind, key, ())
     if isinstance(cfg.get("model"), Mapping):
+        _check_custom_keys(cfg)
         check_fit(cfg["model"])
 
 
-def arguments(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of the keyword arguments of a function or constructor; None where any name is taken.
-
-    A constructor's ``**kwargs`` are followed to its parents, in the order of inheritance.
-    """
-    if not inspect.isclass(function):
-        names, is_open = _named(function)
-        return None if is_open else names
-    if function in FORWARDED:
-        names, _ = _named(vars(function)["__init__"])
-        return names | arguments(FORWARDED[function])
-    found: frozenset[str] = frozenset()
-    is_open = False
-    for cls in function.__mro__:
-        if cls in (object, torch.nn.Module):
-            break
-        if "__init__" in vars(cls):
-            names, is_open = _named(vars(cls)["__init__"])
-            found |= names
-            if not is_open:
-                break
-    return None if is_open else found
+_VARIABLES = (
+    "; a variable of the config itself begins with an underscore, or is named in _extra_keys"
+)
 
 
-def _named(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Argument names without self, and whether ``**kwargs`` takes more."""
-    parameters = inspect.signature(function).parameters.values()
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return frozenset(names - {"self"}), any(p.kind == p.VAR_KEYWORD for p in parameters)
+def _check_custom_keys(cfg: Config | Mapping[str, Any]) -> None:
+    """Refuse a ``paramwise_cfg.custom_keys`` that no parameter's name holds."""
+    paramwise = (cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}
+    given = [k for k in paramwise.get("custom_keys", {}) if k not in PARAMETERS]
+    if not given:
+        return
+    try:
+        with torch.device("meta"):
+            model = MODELS.build(ConfigDict(without_weights(cfg["model"])))
+    except RuntimeError:  # some models of others compute while they are built
+        return
+    names = [name for name, _ in model.named_parameters()]
+    known = PARAMETERS | {part for name in names for part in name.split(".")}
+    for key in given:
+        if not any(key in name for name in names):
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg.custom_keys: unknown key {key!r}"
+                f"{closest(key, known)}: no parameter's name holds it"
+            )
 
 
-def refuse_unknown(given: Iterable[str], legal: Iterable[str] | None, where: str) -> None:
+def refuse_unknown(
+    given: Iterable[str], legal: Iterable[str] | None, where: str, note: str = ""
+) -> None:
     """Raise on the first key that is not legal.
 
     Args:
         given: keys.
         legal: right keys; None takes any.
         where: path of the dict.
+        note: what else to say.
     """
     if legal is None:
         return
     legal = sorted(legal)
     for key in given:
-        if key not in legal:
+        if key not in legal and key not in _extra.get():
             raise ConfigError(
                 f"{where}: unknown key {key!r}{closest(str(key), legal)}; "
-                f"legal keys: {', '.join(legal)}"
+                f"legal keys: {', '.join(legal)}{note}"
             )
 
 
@@ -136,16 +155,39 @@ def _check(value: Any, key: str, where: str, around: tuple[Registry, ...]) -> No
     elif "type" in value:
         _check_typed(value, key, where, around)
     else:
+        _check_untyped(value, key, where)
         own = REGISTRY_OF.get(key)
         for name, item in value.items():
-            inner = name if name in REGISTRY_OF or name in SPECIAL else key
+            known = name in REGISTRY_OF or name in SPECIAL or name in UNTYPED
+            inner = key if own is not None and not known else name
             if key in ("default_hooks", "custom_hooks") and isinstance(item, Mapping):
                 _require_type(item, f"{where}.{name}")
             _check(item, inner, f"{where}.{name}", around if own is None else (own, *around))
 
 
+def _check_untyped(value: Mapping[str, Any], key: str, where: str) -> None:
+    """A dict without ``type``: was one meant, and are its keys known?"""
+    words = [k for k in value if isinstance(k, str)]
+    _refuse_near(words, ("type",), where)
+    if key in TYPED and where.split(".")[-1].split("[")[0] in (key, *FREE_VARIABLES):
+        _require_type(value, where)
+    if key == "default_hooks":
+        _refuse_near(words, DEFAULT_HOOKS, where)
+    if key in UNTYPED:
+        refuse_unknown(words, UNTYPED[key], where)
+
+
+def _refuse_near(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raise on a key that is almost a known one."""
+    for key in given:
+        near = get_close_matches(key.lower(), known, 1, 0.7)
+        if near and key not in (*known, *_extra.get()):
+            raise ConfigError(f"{where}: unknown key {key!r} (did you mean {near[0]!r}?)")
+
+
 def _require_type(value: Mapping[str, Any], where: str) -> None:
     if "type" not in value:
+        _refuse_near([k for k in value if isinstance(k, str)], ("type",), where)
         raise ConfigError(f"{where}: has no 'type'; is {where.rsplit('.', 1)[-1]!r} misspelt?")
 
 
@@ -154,9 +196,13 @@ def _check_typed(
 ) -> None:
     """A dict with ``type``: keys against its constructor, values by recursion."""
     target, source = _resolve(value["type"], key, where, around)
-    legal = arguments(target)
-    if legal is not None:
-        legal |= TAKEN_OFF.get(key, frozenset()) | {"type", "_scope_"}
+    legal, is_open = known_arguments(target)
+    if is_open:
+        for kind in named_types(target, value):
+            found = found_in(kind, (source, *around, *ALL_REGISTRIES))
+            legal |= frozenset() if found is None else arguments(found[0]) or frozenset()
+    if legal or not is_open:
+        legal |= _taken_off(key) | {"type", "_scope_"}
         refuse_unknown(value, legal, f"{where} ({_name(value['type'])})")
     nested = getattr(target, "nested_configs", {})
     for name, item in value.items():
@@ -165,6 +211,10 @@ def _check_typed(
             refuse_unknown(item, arguments(nested[name]), path)
         elif name != "type":
             _check(item, name, path, (source, *around))
+
+
+def _taken_off(key: str) -> frozenset[str]:
+    return TAKEN_OFF.get("norm_cfg" if key.endswith("norm_cfg") else key, frozenset())
 
 
 def _name(kind: Any) -> str:
@@ -179,27 +229,12 @@ def _resolve(
     nearest = (own,) if own is not None else around
     if not isinstance(kind, str):
         return kind, (nearest or ALL_REGISTRIES)[0]
-    for registry in (*nearest, *around, *ALL_REGISTRIES):
-        child = registry.children.get(_scope())  # mmdet's, in a config of mmdet
-        found = (None if child is None else child.get(kind)) or registry.get(kind)
-        if found is not None:
-            return found, registry
-    names = sorted(set().union(*(_known(r) for r in nearest or ALL_REGISTRIES)))
+    found = found_in(kind, (*nearest, *around, *ALL_REGISTRIES))
+    if found is not None:
+        return found
+    names = sorted(set().union(*(names_in(r) for r in nearest or ALL_REGISTRIES)))
     hint = closest(kind, names) or closest(f"tokensparse.{kind}", names)
     raise ConfigError(f"{where}: unknown type {kind!r}{hint}")
-
-
-def _scope() -> str:
-    current = DefaultScope.get_current_instance()
-    return "" if current is None else str(current.scope_name)
-
-
-def _known(registry: Registry) -> set[str]:
-    """Names in a registry, and those of its children with their scope."""
-    names = set(registry.module_dict)
-    for scope, child in registry.children.items():
-        names |= {f"{scope}.{name}" for name in child.module_dict}
-    return names
 
 
 def _check_plan(
@@ -249,22 +284,35 @@ def _check_loop(
     value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
 ) -> None:
     """Loops; without ``type``, ``by_epoch`` says which. A model's own ``train_cfg`` is walked."""
-    if around or "type" in value:
-        for name, item in value.items():
-            _check(item, name if name == "nms" else "", f"{where}.{name}", around)
+    if around:
+        _check_model_cfg(value, where, around)
         return
     by_epoch = value.get("by_epoch", True)
     loop = {"val_cfg": ValLoop, "test_cfg": TestLoop}.get(
         key, EpochBasedTrainLoop if by_epoch else IterBasedTrainLoop
     )
-    extra = {"by_epoch"} if key == "train_cfg" else set()
+    if "type" in value:
+        loop, _ = _resolve(value["type"], key, where, ())
+    _refuse_near(value, ("type",), where)
+    extra = {"type", "_scope_", *(("by_epoch",) if key == "train_cfg" else ())}
     refuse_unknown(value, arguments(loop) - {"runner", "dataloader", "evaluator"} | extra, where)
 
 
-def _check_env(
-    value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
-) -> None:
-    refuse_unknown(value, ENV_KEYS, where)
+def _check_model_cfg(value: Any, where: str, around: tuple[Registry, ...]) -> None:
+    """A model's own ``train_cfg`` or ``test_cfg``, which it reads by name."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for i, item in enumerate(value):
+            _check_model_cfg(item, f"{where}[{i}]", around)
+    elif isinstance(value, Mapping) and "type" in value:
+        _check_typed(value, "", where, around)
+    elif isinstance(value, Mapping):
+        _check_untyped(value, where.rsplit(".", 1)[-1], where)
+        refuse_unknown(value, MODEL_CFG, where)
+        for name, item in value.items():
+            if name == "nms" and isinstance(item, Mapping):
+                _check_mmcv_op(item, name, f"{where}.nms", around)
+            else:
+                _check_model_cfg(item, f"{where}.{name}", around)
 
 
 def _check_randomness(
@@ -273,27 +321,28 @@ def _check_randomness(
     refuse_unknown(value, arguments(Runner.set_randomness), where)
 
 
-def _check_paramwise(
-    value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
-) -> None:
-    multipliers = (
-        "bias_lr",
-        "bias_decay",
-        "norm_decay",
-        "dwconv_decay",
-        "dcn_offset_lr",
-        "flat_decay",
-    )
-    legal = {"custom_keys", "bypass_duplicate", "num_layers", "decay_rate", "decay_type"}
-    refuse_unknown(value, legal | {f"{m}_mult" for m in multipliers}, where)
-    for name, item in value.get("custom_keys", {}).items():
-        refuse_unknown(item, ("lr_mult", "decay_mult"), f"{where}.custom_keys.{name}")
-
-
 def _check_optim_wrapper(
     value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
 ) -> None:
     _check_typed({"type": "OptimWrapper", **value}, key, where, around)
+    paramwise = value.get("paramwise_cfg")
+    if not isinstance(paramwise, Mapping):
+        return
+    where = f"{where}.paramwise_cfg"
+    known = PARAMWISE.get(value.get("constructor"), sum(PARAMWISE.values(), ()))
+    refuse_unknown(paramwise, known, where)
+    for name, item in paramwise.get("custom_keys", {}).items():
+        refuse_unknown(item, ("lr_mult", "decay_mult"), f"{where}.custom_keys.{name}")
+
+
+def _skip(value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]) -> None:
+    """Checked by what holds it."""
+
+
+def _check_log_processor(
+    value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
+) -> None:
+    _check_typed({"type": "LogProcessor", **value}, key, where, around)
 
 
 def _check_optimizer(
@@ -337,9 +386,9 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "train_cfg": _check_loop,
     "val_cfg": _check_loop,
     "test_cfg": _check_loop,
-    "env_cfg": _check_env,
     "randomness": _check_randomness,
-    "paramwise_cfg": _check_paramwise,
+    "paramwise_cfg": _skip,
+    "log_processor": _check_log_processor,
     "optim_wrapper": _check_optim_wrapper,
     "optimizer": _check_optimizer,
     "clip_grad": _check_clip,

@@ -1,11 +1,17 @@
-"""Names that the strict check of configs knows: registries by key, and keys beside constructors."""
+"""Names that the strict check of configs knows: registries by key, and keys beside constructors.
 
-from collections.abc import Callable
+Most legal keys are read off constructors; what no constructor names stands here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+import torch
 from mmengine import registry as mm
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 from tokensparse.registry import RECOVERIES, REDUCERS
@@ -26,6 +32,7 @@ REGISTRY_OF: dict[str, Registry] = {
     "custom_hooks": mm.HOOKS,
     "val_evaluator": mm.METRICS,
     "test_evaluator": mm.METRICS,
+    "evaluator": mm.METRICS,
     "visualizer": mm.VISUALIZERS,
     "vis_backends": mm.VISBACKENDS,
     "log_processor": mm.LOG_PROCESSORS,
@@ -42,6 +49,17 @@ ALL_REGISTRIES = tuple(
     {id(r): r for r in (*REGISTRY_OF.values(), mm.TASK_UTILS, mm.INFERENCERS)}.values()
 )
 
+#: Keys whose dicts are nothing without a ``type``.
+TYPED = frozenset(
+    {
+        *("model", "data_preprocessor", "dataset", "pipeline", "sampler", "batch_sampler"),
+        *("collate_fn", "optimizer", "param_scheduler", "visualizer", "vis_backends"),
+        *("backbone", "neck", "decode_head", "auxiliary_head", "head", "rpn_head", "roi_head"),
+        *("bbox_head", "mask_head", "loss", "assigner", "anchor_generator", "bbox_coder"),
+        *("norm_cfg", "act_cfg", "reduce", "recover", "restore", "roi_layer"),
+    }
+)
+
 #: Keys that mmengine takes off a dict before it calls the constructor.
 TAKEN_OFF: dict[str, frozenset[str]] = {
     "optim_wrapper": frozenset({"constructor", "paramwise_cfg"}),
@@ -53,9 +71,73 @@ TAKEN_OFF: dict[str, frozenset[str]] = {
 }
 #: Constructors that hand their ``**kwargs`` to a function.
 FORWARDED: dict[Any, Callable[..., Any]] = {CheckpointHook: Runner.save_checkpoint}
-ENV_KEYS = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "dist_timeout")
+
+#: What dicts without a constructor may hold, by the key under which they stand.
+UNTYPED: dict[str, tuple[str, ...]] = {
+    "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "dist_timeout"),
+    "mp_cfg": ("mp_start_method", "opencv_num_threads"),
+    "dist_cfg": ("backend", "timeout", "init_backend", "port", "init_method"),
+    "auto_scale_lr": ("base_batch_size", "enable"),
+    "custom_imports": ("imports", "allow_failed_imports"),
+    "compile": ("backend", "mode", "options", "dynamic", "fullgraph", "disable"),
+    "arch": (
+        *("embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "qkv_bias"),
+        *("num_tokens", "token_dim"),
+    ),
+    "trunk": ("embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"),
+    "data_prefix": (
+        *("img", "img_path", "img_path2", "seg", "seg_map_path", "sub_data_root"),
+        *("depth_map_path", "ann", "gt_path"),
+    ),
+    "filter_cfg": ("filter_empty_gt", "min_size", "bbox_min_size"),
+    "metainfo": ("classes", "palette", "dataset_type", "task_name", "thing_classes"),
+}
+#: Hooks that mmengine, mmdet, mmseg and our runner know by name; others belong to ``custom_hooks``.
+DEFAULT_HOOKS = (
+    *("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"),
+    *("visualization", "resume", "finite", "signals", "bad_images"),
+)
+#: What models of mmdet and mmseg look up in their ``train_cfg`` and ``test_cfg``, at any depth.
+MODEL_CFG = frozenset(
+    {
+        *("rpn", "rpn_proposal", "rcnn", "assigner", "sampler", "allowed_border", "pos_weight"),
+        *("debug", "nms_pre", "nms_post", "max_per_img", "max_per_image", "nms", "min_bbox_size"),
+        *("mask_size", "score_thr", "mask_thr_binary", "mask_thr", "topk", "top_k", "corner_topk"),
+        *("local_maximum_kernel", "distance_threshold", "reg_assigner", "pos_radius"),
+        *("max_num_grid", "ga_assigner", "ga_sampler", "center_ratio", "ignore_ratio"),
+        *("score_voting", "num_points", "oversample_ratio", "importance_sample_ratio"),
+        *("panoptic_on", "semantic_on", "instance_on", "iou_thr", "filter_low_score"),
+        *("object_mask_thr", "panoptic", "mask_overlap", "stuff_area_limit", "smoothl1_beta"),
+        *("neg_pos_ratio", "isr", "k", "bias", "carl", "subdivision_steps", "scale_factor"),
+        *("subdivision_num_points", "init", "refine", "filter_thr", "kernel", "sigma"),
+        *("initial_epoch", "initial_assigner", "alpha", "beta", "perm_range", "conf_thr", "mode"),
+        *("crop_size", "stride", "size_divisor", "yolox", "multi_label", "with_nms"),
+    }
+)
+#: Keys of ``paramwise_cfg`` by its constructor; None: mmengine's own.
+_MULTIPLIERS = (
+    *("bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult"),
+    *("dcn_offset_lr_mult", "flat_decay_mult", "custom_keys", "bypass_duplicate"),
+)
+PARAMWISE: dict[Any, tuple[str, ...]] = {
+    None: _MULTIPLIERS,
+    "DefaultOptimWrapperConstructor": _MULTIPLIERS,
+    "LearningRateDecayOptimizerConstructor": ("num_layers", "decay_rate", "decay_type"),
+    "LayerDecayOptimizerConstructor": ("num_layers", "decay_rate", "decay_type"),
+    "tokensparse.LayerDecay": (*_MULTIPLIERS, "layer_decay"),
+}
+#: Parts of parameter names that ``custom_keys`` may name in any model, whether it has them or not.
+PARAMETERS = frozenset(
+    {
+        *("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token"),
+        *("dist_token", "reg_token", "norm", "bias", "backbone", "neck", "head"),
+    }
+)
 TOP_LEVEL_EXTRA = frozenset(
-    {"compile", "custom_imports", "find_unused_parameters", "model_wrapper_cfg", "sync_bn"}
+    {
+        *("compile", "custom_imports", "find_unused_parameters", "model_wrapper_cfg"),
+        *("replace_head", "sync_bn"),
+    }
 )
 
 #: Libraries whose configs leave their scope out.
@@ -63,20 +145,101 @@ MM_SCOPES = ("mmdet", "mmseg")
 #: Variables that shipped configs of mmdet and mmseg keep at the top level for themselves.
 FREE_VARIABLES = frozenset(
     {
-        *("albu_train_transforms", "ann_file", "backbone_norm_cfg", "backend_args", "base_lr"),
-        *("batch_augments", "checkpoint", "checkpoint_file", "class_name", "crop_size"),
-        *("data_root", "dataset_type", "detector", "file_client_args", "image_size", "img_ratios"),
-        *("img_scale", "input_size", "interval", "load_pipeline", "max_epochs", "max_iter"),
-        *(
-            "max_iters",
-            "metainfo",
-            "norm_cfg",
-            "num_classes",
-            "num_stages",
-            "optimizer",
-            "pretrained",
-        ),
-        *("test_pipeline", "train_pipeline", "tta_model", "tta_pipeline", "val_pipeline"),
-        "vis_backends",
+        *("albu_train_transforms", "ann_file", "backbone_norm_cfg", "backend", "backend_args"),
+        *("base_lr", "batch_augments", "batch_size", "backbone_embed_multi", "branch_field"),
+        *("backbone_norm_multi", "checkpoint", "checkpoint_file", "class_name", "class_weight"),
+        *("color_space", "conv_cfg", "conv_kernel_size", "crop_size", "cudnn_benchmark"),
+        *("custom_keys", "data", "data_preprocessor", "data_root", "dataset_aug", "dataset_train"),
+        *("dataset_type", "dataset_version", "depths", "detector", "dynamic_intervals"),
+        *("embed_multi", "file_client_args", "fp16", "geometric", "gpu_ids", "ham_norm_cfg"),
+        *("head_norm_cfg", "image_size", "img_norm_cfg", "img_prefix", "img_ratios", "img_scale"),
+        *("img_scales", "input_size", "interval", "iters", "labeled_dataset", "lang_model_name"),
+        *("load_pipeline", "max_epoch", "max_epochs", "max_iter", "max_iters", "metainfo"),
+        *("norm_cfg", "norm_multi", "num_classes", "num_frames", "num_last_epochs", "num_levels"),
+        *("num_proposals", "num_stages", "num_stuff_classes", "num_things_classes", "scale"),
+        *("num_workers", "optimizer", "optimizer_config", "pretrained", "rpn_weight", "runner"),
+        *("specific_key_path", "stable_diffusion_cfg", "stage2_num_epochs", "strong_pipeline"),
+        *("sup_pipeline", "teacher_ckpt", "test_pipeline", "total_iters", "train_ann", "val_ann"),
+        *("train_dataset", "train_pipeline", "train_pipeline_stage2", "tta_model"),
+        *("tta_pipeline", "unlabeled_dataset", "unsup_pipeline", "used_labels", "val_pipeline"),
+        *("vis_backends", "weak_pipeline", "weights"),
     }
 )
+
+
+def arguments(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of the keyword arguments of a function or constructor; None where any name is taken.
+
+    A constructor's ``**kwargs`` are followed to its parents, in the order of inheritance.
+    """
+    names, is_open = known_arguments(function)
+    return None if is_open else names
+
+
+@lru_cache
+def known_arguments(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Names of the keyword arguments, and whether ``**kwargs`` takes more in the end."""
+    if not inspect.isclass(function):
+        return _named(function)
+    if function in FORWARDED:
+        names, _ = _named(vars(function)["__init__"])
+        more, is_open = known_arguments(FORWARDED[function])
+        return names | more, is_open
+    found: frozenset[str] = frozenset()
+    is_open = False
+    for cls in function.__mro__:
+        if cls in (object, torch.nn.Module):
+            break
+        if "__init__" in vars(cls):
+            names, is_open = _named(vars(cls)["__init__"])
+            found |= names
+            if not is_open:
+                break
+    return found, is_open
+
+
+def _named(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Argument names without self, and whether ``**kwargs`` takes more."""
+    parameters = inspect.signature(function).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return frozenset(names - {"self"}), any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+def named_types(target: Callable[..., Any], value: Mapping[str, Any]) -> list[str]:
+    """Types that arguments such as ``resize_type`` of an open constructor name."""
+    given = {
+        name: value.get(name, parameter.default)
+        for name, parameter in inspect.signature(target).parameters.items()
+    }
+    return [v for k, v in given.items() if k.endswith("_type") and isinstance(v, str)]
+
+
+def names_in(registry: Registry) -> set[str]:
+    """Names in a registry, and those of its children with their scope."""
+    names = set(registry.module_dict)
+    for scope, child in registry.children.items():
+        names |= {f"{scope}.{name}" for name in child.module_dict}
+    return names
+
+
+def without_weights(value: Any) -> Any:
+    """Settings of a model that is built without reading files."""
+    if isinstance(value, Mapping):
+        return {k: without_weights(v) for k, v in value.items() if k != "init_cfg"}
+    return [without_weights(v) for v in value] if isinstance(value, list) else value
+
+
+def found_in(kind: str, registries: Iterable[Registry]) -> tuple[Any, Registry] | None:
+    """What the first registry that knows a name has there."""
+    for registry in registries:
+        child = registry.children.get(scope_now())  # mmdet's, in a config of mmdet
+        found = (None if child is None else child.get(kind)) or registry.get(kind)
+        if found is not None:
+            return found, registry
+    return None
+
+
+def scope_now() -> str:
+    """Scope of the config at hand."""
+    current = DefaultScope.get_current_instance()
+    return "" if current is None else str(current.scope_name)

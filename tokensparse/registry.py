@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
@@ -28,6 +29,12 @@ HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="tokensparse", locations=[
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper",
     parent=MMENGINE_OPTIM_WRAPPERS,
+    scope="tokensparse",
+    locations=["tokensparse"],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    "optimizer wrapper constructor",
+    parent=MMENGINE_CONSTRUCTORS,
     scope="tokensparse",
     locations=["tokensparse"],
 )

@@ -8,7 +8,8 @@ an entry for each backbone, so threads and models in one process never meet.
 Shapes: B images, padded right and below to h x w pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -53,6 +54,33 @@ class Call:
 _CALLS: ContextVar[Mapping[int, Call]] = ContextVar(
     "tokensparse.token_model.calls", default=MappingProxyType({})
 )
+#: The same while ``torch.compile`` traces TokenModel, for it cannot follow context variables:
+#: entries come and go within one trace, so a compiled forward touches nothing outside itself.
+_TRACED: dict[int, Call] = {}
+
+
+def _running(backbone: nn.Module) -> Call | None:
+    """The call that this backbone serves."""
+    if torch.compiler.is_dynamo_compiling() and id(backbone) in _TRACED:
+        return _TRACED[id(backbone)]
+    return _CALLS.get().get(id(backbone))
+
+
+@contextmanager
+def _handed_over(backbone: nn.Module, call: Call) -> Iterator[None]:
+    """Let the hooks of a backbone find its call."""
+    if torch.compiler.is_dynamo_compiling():
+        _TRACED[id(backbone)] = call
+        try:
+            yield
+        finally:
+            del _TRACED[id(backbone)]
+        return
+    before = _CALLS.set({**_CALLS.get(), id(backbone): call})
+    try:
+        yield
+    finally:
+        _CALLS.reset(before)
 
 
 @MODELS.register_module()
@@ -139,11 +167,8 @@ class TokenModel(BaseModel):
             inputs = blank_padding(inputs, torch.tensor(valid, device=inputs.device))
         backbone = next(m for m in self.model.modules() if isinstance(m, BACKBONES))
         call = Call(inputs, valid, want_trace=mode == "loss")
-        before = _CALLS.set({**_CALLS.get(), id(backbone): call})
-        try:
+        with _handed_over(backbone, call):
             out = self.model(inputs, data_samples, mode=mode)
-        finally:
-            _CALLS.reset(before)
         if not call.passes and (call.valid is not None or call.want_trace):
             raise RuntimeError(
                 f"{type(self.model).__name__} ran without calling its backbone as "
@@ -234,7 +259,7 @@ def _check_masked(backbone: nn.Module) -> None:
 
 def _hand_over(backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Before the backbone: valid sizes go in, a trace is asked for."""
-    call = _CALLS.get().get(id(backbone))
+    call = _running(backbone)
     if call is None:
         return None
     call.passes += 1
@@ -250,7 +275,7 @@ def _hand_over(backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _take_trace(backbone: nn.Module, args: Any, out: Any) -> Any:
     """After the backbone: the trace comes out, the model gets what it expects."""
-    call = _CALLS.get().get(id(backbone))
+    call = _running(backbone)
     if call is None or not call.taken:
         return None
     outs, trace = out

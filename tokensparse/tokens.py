@@ -198,6 +198,8 @@ class StepRecord(NamedTuple):
         pos: (B, M, 2) after the step.
         keep: (B, M, 1) after the step, or None.
         carry: (B, M, E) after the step, or None.
+        within: indices of the steps whose tokens arrived, outermost first; empty where the tokens
+            were those of a map.
     """
 
     stage: int
@@ -210,6 +212,7 @@ class StepRecord(NamedTuple):
     pos: Tensor
     keep: Tensor | None
     carry: Tensor | None
+    within: tuple[int, ...] = ()
 
 
 class BlockRecord(NamedTuple):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.checkpoint import SOURCES, read_state, translate
+from tokensparse.checkpoint import SOURCES, allow_globals, read_state, translate
 from tokensparse.released import load_released
 
 
@@ -28,6 +29,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", help="*.safetensors, or *.pth")
     parser.add_argument("--num-heads", type=int, help="of a ViT, which no tensor tells")
     parser.add_argument("--sparta-heads", type=int, help="of SparseSwin's last blocks")
+    parser.add_argument(
+        "--allow-globals",
+        nargs="+",
+        default=[],
+        metavar="MODULE.NAME",
+        help="trust IN to call these while it is read, as a refusal lists them",
+    )
     return parser.parse_args()
 
 
@@ -68,15 +76,16 @@ def main() -> None:
     out = Path(args.out)
     if out.suffix not in (".safetensors", ".pth"):
         sys.exit(f"OUT={out}: expected a name that ends in .safetensors or .pth")
-    if not out.parent.is_dir():
-        sys.exit(f"OUT={out}: there is no folder {out.parent}")
+    if not out.parent.is_dir() or out.is_dir():
+        sys.exit(f"OUT={out}: expected a file in a folder that exists")
     told: dict[str, Any] = {"num_heads": args.num_heads, "sparta_heads": args.sparta_heads}
     try:
-        model = load_released(
-            args.source, args.weights, **{k: v for k, v in told.items() if v is not None}
-        )
-        theirs = read_state(args.weights)
-    except (ValueError, FileNotFoundError) as error:
+        with allow_globals(*args.allow_globals):
+            model = load_released(
+                args.source, args.weights, **{k: v for k, v in told.items() if v is not None}
+            )
+            theirs = read_state(args.weights)
+    except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     lines = mapped(args.source, theirs)
     print("\n".join(lines))
@@ -84,7 +93,10 @@ def main() -> None:
     heads = SOURCES[args.source].heads
     if heads is not None:
         state = {**{f"backbone.{k}": v for k, v in state.items()}, **heads(theirs)}
-    write(state, out)
+    try:
+        write(state, out)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        sys.exit(f"OUT={out} was not written, what was there is untouched: {error}")
     print(f"{len(lines)} tensors of {args.weights} -> {len(state)} tensors in {out}")
 
 

@@ -1,5 +1,6 @@
-"""Write configs/<method>/README.md from its metafile.yml; ``--check`` only compares.
+"""Write configs/<method>/README.md and docs/benchmarks.md; ``--check`` only compares.
 
+The former come from metafile.yml, the latter, with pictures, from docs/results/benchmark_*.json.
 ``--count`` first renews parameters and multiply-accumulates of every model in the metafiles.
 """
 
@@ -84,7 +85,7 @@ def counted(config: Path) -> tuple[int, float]:
     cfg = Config.fromfile(config)
     with torch.device("meta"):
         found = count(MODELS.build(cfg.model), cfg.train_dataloader.dataset.img_size)
-    return found.params, round(found.macs / 1e9, 3)
+    return found.params, round(found.macs / 1e9, 5)
 
 
 def recount(metafile: Path) -> None:
@@ -116,6 +117,9 @@ def main() -> None:
             stale.append(str(readme.relative_to(ROOT)))
         elif not args.check:
             readme.write_text(text)
+    from tokensparse.analysis.benchmark_page import renew
+
+    stale += renew(ROOT, args.check)
     if stale:
         sys.exit(f"stale: {', '.join(stale)}; run python tools/make_tables.py")
 

@@ -3,14 +3,15 @@
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 
 import tokensparse  # noqa: F401  registers everything
+from tokensparse.checkpoint import allow_globals
 from tokensparse.config_check import check_config
+from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
 
 
@@ -21,6 +22,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="path of the weights")
     parser.add_argument("--work-dir", help="folder of the log; default work_dirs/<config>")
     parser.add_argument("--out", help="write the metrics to this JSON file")
+    parser.add_argument(
+        "--allow-globals",
+        nargs="+",
+        default=[],
+        metavar="MODULE.NAME",
+        help="trust the checkpoint to call these while it is read, as a refusal lists them",
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
@@ -32,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Test."""
     args = parse_args()
-    try:
+    with one_clear_message(), allow_globals(*args.allow_globals):
         cfg = Config.fromfile(args.config)
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
@@ -47,11 +55,6 @@ def main() -> None:
         if args.out and is_main_process():
             Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
         part()
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("TOKENSPARSE_TRACEBACK"):
-            raise
-        hint = "TOKENSPARSE_TRACEBACK=1 shows where in the code"
-        sys.exit(f"{type(error).__name__}: {error}\n({hint})")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
+from tokensparse.checkpoint import allow_globals
 from tokensparse.config_check import check_config
+from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
 
 AUTOCAST = ("tokensparse.AutocastOptimWrapper", "AmpOptimWrapper")
@@ -25,7 +26,14 @@ def parse_args() -> argparse.Namespace:
         "--resume",
         nargs="?",
         const="auto",
-        help="go on from the last checkpoint of the work folder, or from the one named",
+        help="go on from the newest valid checkpoint of the work folder, or from the one named",
+    )
+    parser.add_argument(
+        "--allow-globals",
+        nargs="+",
+        default=[],
+        metavar="MODULE.NAME",
+        help="trust checkpoints to call these while they are read, as a refusal lists them",
     )
     parser.add_argument("--amp", action="store_true", help="train in bf16 autocast")
     parser.add_argument(
@@ -59,19 +67,15 @@ def load_config(args: argparse.Namespace) -> Config:
 def main() -> None:
     """Train."""
     args = parse_args()
-    try:
+    with one_clear_message(), allow_globals(*args.allow_globals):
         cfg = load_config(args)
         cfg.resume = args.resume is not None
         if args.resume not in (None, "auto"):
             cfg.load_from = args.resume
         runner = Runner.from_cfg(cfg)
+        runner.resume_newest = args.resume == "auto"
         runner.train()
         part()
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("TOKENSPARSE_TRACEBACK"):
-            raise
-        hint = "TOKENSPARSE_TRACEBACK=1 shows where in the code"
-        sys.exit(f"{type(error).__name__}: {error}\n({hint})")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Paper: SparseSwin (arXiv:2309.05224), Sec. 3; the sizes are our own.
 Command: python tools/train.py configs/quick/sparseswin_digits.py
 Cost: 20 epochs of 1,437 images at 64 px, some minutes on 2 CPU cores.
 Published: none (the paper does not train on these data).
-Measured: not run
+Measured: 98.61 % top-1 (best, epoch 12; 98.61 % after epoch 20), seed 0, bf16, AMD EPYC with
+    AVX512-BF16, torch 2.11.0; 6:06 minutes on one thread beside other jobs.
 """
 
 _base_ = ["../_base_/tasks/digits.py", "../_base_/runtime.py"]

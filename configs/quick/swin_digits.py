@@ -5,7 +5,8 @@ Paper: Swin Transformer (arXiv:2103.14030); the sizes are our own.
 Command: python tools/train.py configs/quick/swin_digits.py
 Cost: 20 epochs of 1,437 images at 64 px, some minutes on 2 CPU cores.
 Published: none (the paper does not train on these data).
-Measured: not run
+Measured: 98.89 % top-1 (best, epoch 18; 98.33 % after epoch 20), seed 0, bf16, AMD EPYC with
+    AVX512-BF16, torch 2.11.0; 5:50 minutes on one thread beside other jobs.
 """
 
 _base_ = ["../_base_/tasks/digits.py", "../_base_/runtime.py"]

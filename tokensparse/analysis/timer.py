@@ -52,9 +52,82 @@ def device_name(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of every timed call of one callable, in the order of the rounds.
+
+    Attributes:
+        wall: wall clock, from an idle device to an idle device.
+        cpu: process CPU time, all threads.
+        events: between two events on the GPU's stream; empty elsewhere.
+    """
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+    events: tuple[float, ...] = ()
+
+    def of(self, clock: str) -> tuple[float, ...]:
+        """Seconds by ``clock``: ``wall``, ``cpu`` or ``events``.
+
+        Raises:
+            ValueError: a clock that did not run.
+        """
+        seconds = getattr(self, clock, ()) if clock in ("wall", "cpu", "events") else ()
+        if not seconds:
+            raise ValueError(f"clock={clock!r} did not run; legal: wall, cpu, on a GPU events")
+        return tuple(seconds)
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def sample(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int = 10,
+    warmup: int = 2,
+    device: str | torch.device = "cpu",
+) -> dict[str, Samples]:
+    """Time callables strictly in turn: A B A B ...
+
+    Args:
+        calls: callables by name.
+        rounds: timed calls of each.
+        warmup: calls of each before.
+        device: where they work; on CUDA events are recorded around every call.
+
+    Returns:
+        All seconds by name. Round i of one stands beside round i of the others.
+    """
+    device = torch.device(device)
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            _synchronize()
+            if device.type == "cuda":
+                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                stream = torch.cuda.current_stream(device)
+                pairs[name].append((first, last))
+                first.record(stream)
+            start, start_cpu = time.perf_counter(), time.process_time()
+            call()
+            if device.type == "cuda":
+                last.record(stream)
+            _synchronize()
+            found[name].append((time.perf_counter() - start, time.process_time() - start_cpu))
+    return {
+        name: Samples(
+            tuple(wall for wall, _ in found[name]),
+            tuple(cpu for _, cpu in found[name]),
+            tuple(first.elapsed_time(last) / 1e3 for first, last in pairs[name]),
+        )
+        for name in calls
+    }
 
 
 def compare(
@@ -70,23 +143,10 @@ def compare(
     Returns:
         Timings by name. Compare medians of one run; noise of other processes hits all alike.
     """
-    for _ in range(warmup):
-        for call in calls.values():
-            call()
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            _synchronize()
-            start, start_cpu = time.perf_counter(), time.process_time()
-            call()
-            _synchronize()
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - start_cpu)
     result = {}
-    for name in calls:
-        p10, median, p90 = np.percentile(wall[name], [10, 50, 90]).tolist()
-        cpu_p10, cpu_median, cpu_p90 = np.percentile(cpu[name], [10, 50, 90]).tolist()
+    for name, seconds in sample(calls, rounds, warmup).items():
+        p10, median, p90 = np.percentile(seconds.wall, [10, 50, 90]).tolist()
+        cpu_p10, cpu_median, cpu_p90 = np.percentile(seconds.cpu, [10, 50, 90]).tolist()
         result[name] = Timing(median, p10, p90, cpu_median, cpu_p10, cpu_p90)
     return result
 
@@ -114,7 +174,9 @@ def peak_bytes(call: Callable[[], Any], device: str | None = None) -> int:
         call()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         call()
     events = [
         event

@@ -163,14 +163,12 @@ class STViTSwin(SwinTransformer):
         init_cfg: Any = None,
     ) -> None:
         self.spec = _spec(spec, out_indices)
-        given = dict(base_layers=base_layers, units=units, shortcut=shortcut)
-        given.update(use_global=use_global, relative_pos=relative_pos)
-        _refuse_idle(self.spec, **given, pad_mask=pad_mask, released_pad_mask=released_pad_mask)
+        masks = dict(pad_mask=pad_mask, released_pad_mask=released_pad_mask)
+        learned = dict(use_global=use_global, relative_pos=relative_pos, shortcut=shortcut)
+        _refuse_idle(self.spec, base_layers=base_layers, units=units, **learned, **masks)
         self.relative_pos = relative_pos
         sizes = sizes_of(arch, ARCHS, LEGAL_SIZES)
-        if len(sizes["depths"]) != 4:
-            raise ValueError(f"arch: depths={sizes['depths']}; STViTSwin has four stages")
-        depth, rates = sizes["depths"][2], drop_path_rates(drop_path_rate, sizes["depths"])[2]
+        depth, rates = _third_stage(sizes["depths"], drop_path_rate)
         stgm = dict(type="STGM", spec=self.spec, num_tokens=num_tokens, window=window_size)
         if self.spec == "paper":
             plan = [_paper_step(stgm, depth, base_layers, rates)]
@@ -240,6 +238,13 @@ def _refuse_idle(spec: Spec, **given: Any) -> None:
                 f"{name}={value!r} changes nothing with spec={spec!r}; leave it out, or take spec "
                 f"{' or '.join(map(repr, homes))}"
             )
+
+
+def _third_stage(depths: Sequence[int], drop_path_rate: float) -> tuple[int, list[float]]:
+    """Layers of stage 3 and their rates."""
+    if len(depths) != 4:
+        raise ValueError(f"arch: depths={depths}; STViTSwin has four stages")
+    return depths[2], drop_path_rates(drop_path_rate, depths)[2]
 
 
 def _units(units: Any, depth: int) -> Sequence[Sequence[Layer]]:

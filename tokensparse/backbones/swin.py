@@ -220,7 +220,7 @@ class SwinTransformer(Backbone):
         grid = grid_of((img.shape[-2], img.shape[-1]), self.stride)
         x = self.stem(blank_padding(img, valid), valid)
         tokens = Tokens(
-            x[:, :0],
+            x.new_empty(x.shape[0], 0, x.shape[2]),
             valid_tokens(valid, grid, self.stride, x),
             grid_centres(grid, x.device).expand(x.shape[0], -1, -1),
             grid,
@@ -241,7 +241,10 @@ class SwinTransformer(Backbone):
         x = transition(x, grid)
         size = halved(t.size, grid) if t.padded else t.size[:, :1].expand(-1, new[0] * new[1], -1)
         pos = grid_centres(new, x.device).expand(x.shape[0], -1, -1)
-        return flow._replace(x=x, tokens=Tokens(x[:, :0], size, pos, new, padded=t.padded))
+        return flow._replace(
+            x=x,
+            tokens=Tokens(x.new_empty(x.shape[0], 0, x.shape[2]), size, pos, new, padded=t.padded),
+        )
 
     @torch.no_grad()
     def prepare(self, size: tuple[int, int]) -> None:

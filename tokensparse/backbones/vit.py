@@ -214,7 +214,7 @@ class VisionTransformer(Backbone):
         table = self.pos_embed[:, p:]
         x = x + resize_positions(table, self.grid, grid, self.position_antialias)
         tokens = Tokens(
-            x[:, :0],
+            x.new_empty(x.shape[0], 0, x.shape[2]),  # a view would keep x
             valid_tokens(valid, grid, self.stem.stride, x),
             grid_centres(grid, x.device).expand(x.shape[0], -1, -1),
             grid,

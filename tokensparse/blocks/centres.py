@@ -21,10 +21,24 @@ def max_pooled(x: Tensor, valid: Tensor | None, side: int) -> Tensor:
         (V, C, s, s); a bin without a valid place is 0.
     """
     if valid is None:
-        return F.adaptive_max_pool2d(x, side)
+        return _adaptive_max(x, side)
     low = torch.finfo(x.dtype).min
-    pooled = F.adaptive_max_pool2d(x.masked_fill(valid == 0, low), side)
+    pooled = _adaptive_max(x.masked_fill(valid == 0, low), side)
     return pooled.masked_fill(pooled == low, 0.0)
+
+
+def _adaptive_max(x: Tensor, side: int) -> Tensor:
+    """(V, C, h, w) -> (V, C, s, s); by gathered bins in exported graphs: ONNX has no such pool."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_max_pool2d(x, side)
+    for axis in (2, 3):
+        n = x.shape[axis]
+        bins = [(i * n // side, -(-(i + 1) * n // side)) for i in range(side)]
+        longest = max(end - start for start, end in bins)
+        places = [min(start + j, end - 1) for start, end in bins for j in range(longest)]
+        index = torch.tensor(places, device=x.device)
+        x = x.index_select(axis, index).unflatten(axis, (side, longest)).amax(axis + 1)
+    return x
 
 
 class MaskOffset(nn.Module):

@@ -3,8 +3,10 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from tokensparse.checkpoint.head import fit_head
 from tokensparse.checkpoint.names import Rule, Translated, released_name, translate
-from tokensparse.checkpoint.reading import CheckpointError, read_state
+from tokensparse.checkpoint.reading import read_state
+from tokensparse.checkpoint.safe_load import CheckpointError, allow_globals, safe_load
 from tokensparse.checkpoint.source import Source, Spatial
 
 #: Every family by name, gathered from the files of this package.
@@ -19,7 +21,10 @@ __all__ = [
     "Source",
     "Spatial",
     "Translated",
+    "allow_globals",
+    "fit_head",
     "read_state",
     "released_name",
+    "safe_load",
     "translate",
 ]

@@ -1,7 +1,5 @@
 """Weights from a file, read without running anything that the file brings along."""
 
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tokensparse.checkpoint.safe_load import CheckpointError, safe_load
 
 State = dict[str, Tensor]
 
@@ -42,10 +42,6 @@ class Ignored:
         """Keep nothing."""
 
 
-class CheckpointError(ValueError):
-    """A file that is not what its name says, or that cannot be read safely."""
-
-
 def read_state(weights: str | Path | Mapping[str, Any], ema: bool = False) -> State:
     """Tensors by their released names.
 
@@ -61,8 +57,9 @@ def read_state(weights: str | Path | Mapping[str, Any], ema: bool = False) -> St
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file needs more than tensors, numbers and containers to be read, is
-            damaged, or holds no state dict, or no averaged weights where they are asked for.
+        CheckpointError: the file needs more than tensors, numbers and containers to be read (what
+            it wants to run is listed; see :func:`allow_globals`), is damaged, or holds no state
+            dict, or no averaged weights where they are asked for.
     """
     name = "the state dict"
     content: Any = weights
@@ -112,29 +109,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors" or head[8:] == b"{":
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, MemoryError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
-    try:
-        with torch.serialization.safe_globals([(Ignored, name) for name in _BOOKKEEPING]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is refused: reading it would run {_named_globals(path, error)}. Save its "
-            "state dict alone (torch.save(model.state_dict(), ...), or safetensors) where "
-            "you trust the file"
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged, or no file of torch.save: {error}") from error
+    content = safe_load(path, [(Ignored, name) for name in _BOOKKEEPING])
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no state dict")
     return content
-
-
-def _named_globals(path: Path, error: Exception) -> str:
-    """What a refused file wants to call."""
-    try:
-        found = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # the listing itself fails on old formats; the message of the refusal remains
-        found = []
-    found = found or re.findall(r"GLOBAL ([\w.]+)", str(error))
-    return ", ".join(sorted(set(found))) or f"unknown code ({error})"

@@ -15,6 +15,8 @@ from tokensparse.classification.heads import DistilledHead, LinearHead
 from tokensparse.classification.losses import AttentionPenalty, CrossEntropy
 from tokensparse.classification.metric import Accuracy
 from tokensparse.classification.released_init import ReleasedInit
+from tokensparse.classification.stl10 import STL10Dataset
+from tokensparse.classification.tiny_imagenet import TinyImageNetDataset
 
 __all__ = [
     "Accuracy",
@@ -33,4 +35,6 @@ __all__ = [
     "MissingDataError",
     "ReleasedInit",
     "RepeatedAugmentSampler",
+    "STL10Dataset",
+    "TinyImageNetDataset",
 ]

@@ -196,6 +196,10 @@ class ImageFolderDataset(ImageDataset):
         if self.num_classes is not None and len(classes) != self.num_classes:
             what = f"{self.what} ({self.num_classes} class folders wanted, {len(classes)} there)"
             raise MissingDataError(what, named, self.how)
+        absent = [name for name in classes if not (folder / name).is_dir()]
+        if absent and self.num_classes is not None:
+            what = f"{len(absent)} class folders of the {self.what} ({', '.join(absent[:3])} ...)"
+            raise MissingDataError(what, folder, self.how)
         reader = FolderReader([folder], classes)
         if not len(reader):
             raise MissingDataError(f"images of the {self.what}", folder, self.how)
@@ -248,6 +252,10 @@ class ImageNet100Dataset(ImageDataset):
             raise MissingDataError("Labels.json of ImageNet-100", labels, self.how)
         classes = sorted(json.loads(labels.read_text()))
         folders = sorted(self.root.glob(f"{self.split}.X*")) or [self.root / self.split]
+        absent = [name for name in classes if not any((f / name).is_dir() for f in folders)]
+        if absent and self.split == "train":
+            what = f"{len(absent)} class folders of ImageNet-100 ({', '.join(absent[:3])} ...)"
+            raise MissingDataError(what, self.root / f"{self.split}.X*", self.how)
         reader = FolderReader([f for f in folders if f.is_dir()], classes)
         if not len(reader):
             raise MissingDataError(

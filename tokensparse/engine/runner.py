@@ -1,75 +1,40 @@
 """mmengine's runner with safe reading, whole writing, checked labels and a quiet console."""
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.dist import is_distributed, is_main_process
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.dist import is_distributed
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
-from numpy._core.multiarray import _reconstruct, scalar  # type: ignore[attr-defined]
 from torch import nn
 
+from tokensparse.checkpoint import fit_head
 from tokensparse.classification.classifier import check_labels
+from tokensparse.engine.bad_images import BadImagesHook
+from tokensparse.engine.checkpoint_reading import read_checkpoint
+from tokensparse.engine.checkpoints import CheckpointHook, agree_on_newest
+from tokensparse.engine.finite import FiniteHook
+from tokensparse.engine.loader import WatchedLoader, watched
+from tokensparse.engine.loops import EndlessBatches, EpochLoop
+from tokensparse.engine.resume import ResumeHook
+from tokensparse.engine.signals import SignalHook
+from tokensparse.engine.work_dir_lock import locked
 
+__all__ = ["Runner", "part", "read_checkpoint"]
 
-def buffer_statistic(owner: object, name: str) -> Callable:
-    """Stands for ``getattr`` in a checkpoint: gives the statistics of a history, nothing else."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise ValueError(f"getattr of {name!r} is refused")
-    statistic: Callable = getattr(HistoryBuffer, name)
-    return statistic
-
-
-#: What mmengine's checkpoints hold beside tensors and plain containers: numbers, which run nothing.
-HARMLESS = [
-    HistoryBuffer,
-    (buffer_statistic, "builtins.getattr"),
-    np.ndarray,
-    np.dtype,
-    _reconstruct,
-    scalar,
-    *(getattr(np.dtypes, n) for n in ("Float32DType", "Float64DType", "Int32DType", "Int64DType")),
-]
-
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Args:
-        path: a file that ``torch.save`` wrote.
-        map_location: device for the tensors.
-
-    Returns:
-        The checkpoint; plain state dicts come as ``{'state_dict': ...}``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, or holds objects other than numbers, tensors and
-            containers.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {Path(path).resolve()}")
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} was not read: it is damaged, or holds objects that could run code ({reason}). "
-            "Save it again with tensors, numbers, strings and containers only."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    if "state_dict" not in checkpoint:
-        checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
-    return checkpoint
+#: Hooks that every run has; ``default_hooks=dict(finite=None)`` leaves one out.
+SAFETY = {
+    "resume": ResumeHook,
+    "finite": FiniteHook,
+    "signals": SignalHook,
+    "bad_images": BadImagesHook,
+}
 
 
 def part() -> None:
@@ -83,7 +48,12 @@ class Runner(MMEngineRunner):
     """Reads checkpoints safely, writes them whole, checks labels, keeps the console for people.
 
     The log file gets everything; the console gets warnings and what :class:`ProgressHook` prints.
+    ``resume_newest`` lets a run that resumes take the newest checkpoint of its work dir first, and
+    ``load_from`` only where there is none.
     """
+
+    resume_newest = False
+    _resume_state: dict[str, Any] | None = None
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Let several processes meet on machines without a GPU, too."""
@@ -130,10 +100,14 @@ class Runner(MMEngineRunner):
             RuntimeError: keys or shapes that are not the model's.
         """
         checkpoint = read_checkpoint(filename, map_location)
-        checkpoint.get("meta", {}).pop("config", None)
+        meta = checkpoint.get("meta", {})
+        meta.pop("config", None)
+        self._resume_state = meta.pop("resume", None)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state = {k.removeprefix("module."): v for k, v in checkpoint["state_dict"].items()}
-        getattr(self.model, "module", self.model).load_state_dict(state, strict=strict)
+        model = getattr(self.model, "module", self.model)
+        replace = not self._resume and self.cfg.get("replace_head", False)
+        model.load_state_dict(fit_head(state, model, filename, replace), strict=strict)
         self._has_loaded = True
         return checkpoint
 
@@ -148,7 +122,7 @@ class Runner(MMEngineRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """Write to a second name, then rename: a full disk leaves the old file as it was.
+        """Write to a second name, flush, rename, with a hash beside: see ``whole_files``.
 
         Args:
             out_dir: a local folder.
@@ -160,29 +134,119 @@ class Runner(MMEngineRunner):
             by_epoch: count in epochs.
             backend_args: mmengine's, unused.
         """
-        partial = f"{filename}.partial"
+        meta = dict(meta or {})
+        resume = self.hook(ResumeHook)
+        if save_optimizer and resume is not None:
+            meta["resume"] = resume.state(self)
         super().save_checkpoint(
             out_dir,
-            partial,
+            filename,
             save_optimizer=save_optimizer,
             save_param_scheduler=save_param_scheduler,
             meta=meta,
             by_epoch=by_epoch,
+            backend_args=dict(backend="tokensparse.whole"),
         )
-        if is_main_process():
-            os.replace(Path(out_dir, partial), Path(out_dir, filename))
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable = "default",
+    ) -> None:
+        """Go on from a checkpoint, exactly where it was written.
+
+        Args:
+            filename: path.
+            resume_optimizer: load the optimiser's state.
+            resume_param_scheduler: load the schedule's state.
+            map_location: device for the tensors.
+
+        Raises:
+            ValueError: unsafe or damaged file.
+        """
+        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        state, self._resume_state = self._resume_state, None
+        hook = self.hook(ResumeHook)
+        if state and hook is not None:
+            hook.restore(self, state)
+
+    def load_or_resume(self) -> None:
+        """Resume from the newest checkpoint that is valid, where none is named."""
+        if self._has_loaded or not self._resume or (self._load_from and not self.resume_newest):
+            super().load_or_resume()
+            return
+        newest = agree_on_newest(self)
+        if newest is not None:
+            self.logger.info(f"going on from {newest}")
+            self.resume(str(newest))
+        elif self._load_from:
+            self._resume = False
+            super().load_or_resume()
+        else:
+            self.logger.warning(f"no checkpoint in {self.work_dir}: the run starts anew")
+
+    def train(self) -> nn.Module:
+        """Train, alone in the work dir."""
+        with locked(self.work_dir):
+            try:
+                return super().train()
+            finally:
+                self.call_hook("release")
+
+    def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
+        """Hooks of mmengine, and those that keep a run from being lost."""
+        given: dict[str, Any] = {name: kind() for name, kind in SAFETY.items()}
+        given.update(hooks or {})
+        left_out = [name for name in SAFETY if given[name] is None]
+        super().register_default_hooks({k: v for k, v in given.items() if k not in left_out})
+
+    def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
+        """Take the checkpoint hook that removes last in place of mmengine's."""
+        if isinstance(hook, dict) and hook.get("type") in (
+            "CheckpointHook",
+            MMEngineCheckpointHook,
+        ):
+            hook = {**hook, "type": CheckpointHook}
+        super().register_hook(hook, priority)
+
+    def hook(self, kind: type) -> Any:
+        """The run's hook of that class, or None."""
+        return next((hook for hook in self.hooks if isinstance(hook, kind)), None)
 
     def build_train_loop(self, loop: Any) -> BaseLoop:
-        """Check the labels, too."""
-        return self._checked(super().build_train_loop(loop), "train_dataloader")
+        """Loops that go on at any batch, over watched loaders; check the labels, too."""
+        if isinstance(loop, dict):
+            loader = self.build_dataloader(
+                self._train_dataloader,
+                seed=self.seed,
+                diff_rank_seed=self._randomness_cfg.get("diff_rank_seed", False),
+            )
+            hook = self.hook(BadImagesHook) or BadImagesHook()
+            quarantine = hook.quarantine(self, loader.dataset)
+            self._train_dataloader = watched(loader, self.seed, hook.timeout, quarantine)
+            kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch") else None)
+            if kind in ("EpochBasedTrainLoop", EpochBasedTrainLoop):
+                loop = {k: v for k, v in loop.items() if k != "by_epoch"} | {"type": EpochLoop}
+        loop = super().build_train_loop(loop)
+        if type(loop) is IterBasedTrainLoop and isinstance(loop.dataloader, WatchedLoader):
+            loop.dataloader_iterator = EndlessBatches(loop.dataloader)
+        return self._checked(loop, "train_dataloader")
 
     def build_val_loop(self, loop: Any) -> BaseLoop:
-        """Check the labels, too."""
-        return self._checked(super().build_val_loop(loop), "val_dataloader")
+        """Over a watched loader; check the labels, too."""
+        return self._checked(self._watch(super().build_val_loop(loop)), "val_dataloader")
 
     def build_test_loop(self, loop: Any) -> BaseLoop:
-        """Check the labels, too."""
-        return self._checked(super().build_test_loop(loop), "test_dataloader")
+        """Over a watched loader; check the labels, too."""
+        return self._checked(self._watch(super().build_test_loop(loop)), "test_dataloader")
+
+    def _watch(self, loop: BaseLoop) -> BaseLoop:
+        hook = self.hook(BadImagesHook) or BadImagesHook()
+        if not isinstance(loop.dataloader, WatchedLoader):
+            loop.dataloader = watched(loop.dataloader, self.seed, hook.timeout)
+        return loop
 
     def _checked(self, loop: BaseLoop, where: str) -> BaseLoop:
         check_labels(self.model, loop.dataloader.dataset, where)

@@ -163,9 +163,16 @@ class Plan(nn.Module):
 
     def needs_map(self, step: Step) -> bool:
         """Whether a step's map will be read by a recovery."""
-        closes = step.last is not None or step.recovers or self.closes_stage(step.stage)
+        closes = self._closes(step)
         own = self.restore if step.recover is None else step.recover
         return (closes and own.needs_map) or (self.mid_maps and self.restore.needs_map)
+
+    def may_close(self, step: Step) -> bool:
+        """Whether the tokens before a step will be asked for again."""
+        return self._closes(step) or self.mid_maps
+
+    def _closes(self, step: Step) -> bool:
+        return step.last is not None or step.recovers or self.closes_stage(step.stage)
 
     def block(self, stage: int, block: int) -> BlockSpec:
         """Kind and width of a block."""

@@ -44,6 +44,8 @@ class Flow(NamedTuple):
         stack: steps that are open, outermost first.
         trace: what happened so far.
         collect: what the trace is to hold: ``maps``, ``attn``, or ``attn:3`` of stage 3 alone.
+        within: steps whose tokens these are, outermost first; a linear transition to the next stage
+            empties ``stack``, but not this.
     """
 
     x: Tensor
@@ -52,6 +54,7 @@ class Flow(NamedTuple):
     stack: tuple[Open, ...] = ()
     trace: Trace = Trace()
     collect: frozenset[str] = frozenset()
+    within: tuple[int, ...] = ()
 
     def image(self) -> Tokens:
         """The image tokens, as a view."""
@@ -62,7 +65,7 @@ class Flow(NamedTuple):
         x = t.x
         if self.num_prefix:
             x = torch.cat([self.x[:, : self.num_prefix].to(x.dtype), x], 1)
-        return self._replace(x=x, tokens=t._replace(x=x[:, :0]))
+        return self._replace(x=x, tokens=t._replace(x=x.new_empty(x.shape[0], 0, x.shape[2])))
 
 
 class Windows(NamedTuple):
@@ -211,6 +214,7 @@ def _open(plan: Plan, step: Step, flow: Flow, hints: Hints) -> Flow:
     want_map = "maps" in flow.collect or plan.needs_map(step)
     tokens, token_map = step.reduce(skip, hints, want_map)
     tokens = tokens._replace(padded=skip.padded or step.reduce.pads(skip.grid))
+    kept = skip if plan.may_close(step) else skip._replace(x=skip.x.new_empty(0))
     record = StepRecord(
         stage=step.stage,
         block=step.first,
@@ -222,10 +226,12 @@ def _open(plan: Plan, step: Step, flow: Flow, hints: Hints) -> Flow:
         pos=tokens.pos,
         keep=tokens.keep,
         carry=tokens.carry,
+        within=flow.within,
     )
     return flow.with_image(tokens)._replace(
-        stack=(*flow.stack, Open(step.index, skip, token_map)),
+        stack=(*flow.stack, Open(step.index, kept, token_map)),
         trace=Trace((*flow.trace.steps, record), flow.trace.blocks),
+        within=(*flow.within, step.index),
     )
 
 
@@ -259,7 +265,7 @@ def close_last(plan: Plan, flow: Flow, own: bool = True) -> Flow:
     else:
         carry = skip.carry
     recovered = recovered._replace(keep=skip.keep, carry=carry, padded=skip.padded)
-    return flow.with_image(recovered)._replace(stack=flow.stack[:-1])
+    return flow.with_image(recovered)._replace(stack=flow.stack[:-1], within=flow.within[:-1])
 
 
 def close_all(plan: Plan, flow: Flow, own: bool = True) -> Flow:

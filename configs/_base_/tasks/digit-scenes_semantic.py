@@ -10,7 +10,7 @@ _norm = dict(type="BN", requires_grad=True)
 _loss = dict(
     type="CrossEntropyLoss",
     use_sigmoid=False,
-    class_weight=[0.2] + [1.0] * 10,  # nine tenths of the pixels are background
+    class_weight=[0.1] + [1.0] * 10,  # nine tenths of the pixels are background
 )
 model = dict(
     data_preprocessor=dict(size=(192, 192)),
@@ -54,12 +54,12 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+optim_wrapper = dict(type="tokensparse.AutocastOptimWrapper", precision="auto")
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100),
-    dict(type="CosineAnnealingLR", begin=0, end=8, eta_min_ratio=0.01, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=0, end=12, eta_min_ratio=0.01, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=8)
+train_cfg = dict(max_epochs=12)
 log_processor = dict(by_epoch=True)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -1,0 +1,136 @@
+"""docs/benchmarks.md and its pictures: made from JSON, and known to be stale when it changes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokensparse.analysis.benchmark import SCHEMA
+from tokensparse.analysis.benchmark_page import (
+    PAGE,
+    digest,
+    digest_in,
+    files,
+    front,
+    points,
+    renew,
+)
+
+METAFILE = """
+models:
+- config: configs/x/a.py
+  published: {top1: 79.8}
+  measured: {top1: 81.25}
+- config: configs/x/b.py
+  published: {top1: 79.5}
+  measured: null
+"""
+
+
+def row(name: str, kind: str, img_s: float, macs: int, **more: Any) -> dict[str, Any]:
+    """One row as the benchmark writes it."""
+    return (
+        dict(
+            name=name,
+            kind=kind,
+            config=f"configs/x/{name}.py",
+            batch=8,
+            dtype="fp32",
+            compiled=False,
+            img_s=img_s,
+            latency_ms=dict(p50=8e3 / img_s, p95=9e3 / img_s, p10=1.0, p90=2.0),
+            peak_mem_bytes=3 * 2**20,
+            macs=macs,
+            tokens=[64, 32],
+            compile_s=None,
+            mfu=None,
+        )
+        | more
+    )
+
+
+def data() -> dict[str, Any]:
+    """A file of two models at two batch sizes."""
+    timm = dict(ratio=0.961, valid=False, reason="a is slow", timm="attention: SDPA")
+    dense = row("a", "dense", 100.0, 4_000_000_000, against_timm=timm)
+    reduced = row(
+        "b",
+        "config",
+        180.0,
+        2_000_000_000,
+        speedup=1.8,
+        speedup_range=dict(p10=1.7, p90=1.9),
+        mac_ratio=2.0,
+        efficiency=None,
+        void="a is slow",
+        shares={"reduce EViT": 0.03, "hints": 0.01, "all": 0.04},
+    )
+    rows = [dense, reduced, {**dense, "batch": 1}, {**reduced, "batch": 1}]
+    return dict(
+        schema=SCHEMA,
+        device="AMD EPYC",
+        versions=dict(torch="2"),
+        threads=1,
+        mode="infer",
+        shape=[64, 64],
+        compile=None,
+        rounds=3,
+        warmup=1,
+        clock="cpu",
+        note="shared",
+        failed=None,
+        rows=rows,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with one benchmark and a JSON of another tool."""
+    (tmp_path / "docs/results").mkdir(parents=True)
+    (tmp_path / "configs/x").mkdir(parents=True)
+    (tmp_path / "configs/x/metafile.yml").write_text(METAFILE)
+    (tmp_path / "docs/results/benchmark_one.json").write_text(json.dumps(data()))
+    (tmp_path / "docs/results/benchmark_other.json").write_text("{}")
+    return tmp_path
+
+
+def test_page_and_picture_are_made_and_checked(root: Path) -> None:
+    picture = "docs/results/benchmark_one.png"
+    assert [path.name for path in files(root)] == ["benchmark_one.json"]
+    assert renew(root, check=True) == [PAGE, picture]
+    assert not (root / PAGE).exists()
+    assert renew(root) == [] and renew(root, check=True) == []
+    text = (root / PAGE).read_text()
+    assert "## one" in text and "benchmark_other" not in text and "shared" in text
+    assert "| [b](../configs/x/b.py) | 8 | fp32 | 180.0 | 44.4 | 50.0 | 3.0 | 2.000 |" in text
+    assert "1.80 (1.70..1.90) | 2.00 | void | 4.0% |" in text
+    assert "0.961 of timm's speed" in text and "efficiency is void: a is slow" in text
+    assert (root / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_changed_figure_makes_both_stale(root: Path) -> None:
+    renew(root)
+    changed = data()
+    changed["rows"][1]["img_s"] = 190.0
+    (root / "docs/results/benchmark_one.json").write_text(json.dumps(changed))
+    picture = "docs/results/benchmark_one.png"
+    assert renew(root, check=True) == [PAGE, picture]
+    renew(root)
+    (root / "configs/x/metafile.yml").write_text(METAFILE.replace("79.5", "79.6"))
+    assert renew(root, check=True) == [picture]
+    (root / picture).write_bytes((root / picture).read_bytes()[:40])
+    assert digest_in(root / picture) is None and digest_in(root / "absent.png") is None
+
+
+def test_the_picture_shows_the_largest_batch() -> None:
+    shown, batch = points(data(), {"configs/x/a.py": 80.0})
+    assert batch == 8 and [p.name for p in shown] == ["a", "b"]
+    assert [p.top1 for p in shown] == [80.0, None] and shown[0].tokens == 48
+    assert shown[0].dense and not shown[1].dense
+    assert digest(data(), {}) != digest(data(), {"configs/x/a.py": 80.0})
+
+
+def test_pareto_front() -> None:
+    assert front([(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 1.0), (0.5, 9.0)]) == [0, 1, 3]
+    assert front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]

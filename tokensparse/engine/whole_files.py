@@ -1,0 +1,124 @@
+"""Files that are whole or absent: a second name, flushed, renamed; a hash lies beside them.
+
+``epoch_3.pth.sha256`` has the form that ``sha256sum --check`` reads.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+
+class DamagedFileError(ValueError):
+    """A file whose bytes are not those that were written."""
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write under a second name, flush to the disk, rename.
+
+    Whenever the process dies, ``path`` holds its old content or the new one.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; ``path`` is as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise OSError(
+            error.errno,
+            f"{path} was not written ({error.strerror or error}): {len(content):,} bytes wanted, "
+            f"{free:,} free on that disk. What the file held before is untouched; make room and "
+            "go on with --resume",
+        ) from error
+    with contextlib.suppress(OSError):  # some file systems have no folders to flush
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def hash_file(path: str | Path) -> Path:
+    """Where the hash of a file lies."""
+    return Path(f"{path}.sha256")
+
+
+def write_hashed(path: str | Path, content: bytes) -> None:
+    """Write a file and its hash, so that at every moment the file agrees with one of its hashes.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+
+    Raises:
+        OSError: see :func:`write_whole`.
+    """
+    path, beside = Path(path), hash_file(path)
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    old = beside.read_text() if path.exists() and beside.exists() else ""
+    if old or not path.exists():
+        write_whole(beside, (line + old).encode())
+    write_whole(path, content)
+    write_whole(beside, line.encode())
+
+
+def check_hash(path: str | Path) -> None:
+    """Compare a file with the hash beside it, where there is one.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DamagedFileError: the file is not the one that was written.
+    """
+    beside = hash_file(path)
+    if not beside.is_file():
+        return
+    known = [
+        line.split()[0]
+        for line in beside.read_text("utf-8", "replace").splitlines()
+        if line.strip()
+    ]
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    found = digest.hexdigest()
+    if found not in known:
+        raise DamagedFileError(
+            f"{path} is damaged: its sha256 is {found[:12]}..., {beside.name} says "
+            f"{known[0][:12] + '...' if known else 'nothing'}. Copy it again from where it came, "
+            "or name an older checkpoint"
+        )
+
+
+def remove_hashed(path: str | Path) -> None:
+    """Remove a file, then its hash."""
+    Path(path).unlink(missing_ok=True)
+    hash_file(path).unlink(missing_ok=True)
+
+
+@register_backend("tokensparse.whole", force=True)
+class WholeFiles(LocalBackend):
+    """mmengine's local files, written whole and with a hash."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes, see :func:`write_hashed`."""
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        write_hashed(filepath, obj)
