@@ -310,7 +310,7 @@ def test_hostile_and_damaged_checkpoints_are_refused(
     torch.save({"state_dict": {"a": torch.zeros(9)}, "message_hub": [history]}, "whole.pth")
     Path("cut.pth").write_bytes(Path("whole.pth").read_bytes()[:-400])
     for name in ("hostile.pth", "getattr.pth", "cut.pth"):
-        with pytest.raises(ValueError, match=r"was not read"):
+        with pytest.raises(ValueError, match=r"is refused|is damaged"):
             read_checkpoint(name)
     assert not Path("hostile-file-ran").exists()
     whole = read_checkpoint("whole.pth")

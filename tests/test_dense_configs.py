@@ -304,9 +304,7 @@ def released_detector(size: str) -> dict[str, Tensor]:
             shapes[name] = tuple(value.shape)
     shapes = {f"backbone.{name}": shape for name, shape in shapes.items()}
     shapes.update(head_shapes([dim * 2**i for i in range(4)]))
-    return {
-        name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())
-    }
+    return {name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(shapes.items())}
 
 
 @pytest.mark.parametrize("size", ["s", "b"])

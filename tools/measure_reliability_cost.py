@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,16 +31,20 @@ class Unguarded(Runner):
     build_train_loop = MMEngineRunner.build_train_loop
 
 
-def stepper(kind: type[Runner], config: str, folder: Path) -> Callable[[], None]:
+def stepper(
+    kind: type[Runner], config: str, folder: Path, clip: dict[str, float] | None
+) -> Callable[[], None]:
     """A function that fetches a batch and trains on it.
 
     Args:
         kind: the runner's class.
         config: path of the config.
         folder: work dir.
+        clip: ``optim_wrapper.clip_grad``.
     """
     cfg = Config.fromfile(config)
-    cfg.work_dir, cfg.experiment_name = str(folder / kind.__name__), kind.__name__
+    cfg.optim_wrapper.clip_grad = clip
+    cfg.work_dir, cfg.experiment_name = str(folder / kind.__name__), f"{kind.__name__}-{clip}"
     cfg.default_hooks.pop("logger", None)
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     runner = kind.from_cfg(cfg)
@@ -98,15 +103,19 @@ def main() -> None:
         f"{made}\n\n",
         "| config | guarded | mmengine's | ratio (median of pairs) |\n|---|---|---|---|\n",
     ]
-    for config in args.configs:
+    for config, clip in product(args.configs, (dict(max_norm=1.0), None)):
         with tempfile.TemporaryDirectory() as folder:
-            steps = [stepper(kind, config, Path(folder)) for kind in (Runner, Unguarded)]
+            steps = [
+                stepper(kind, config, Path(folder), clip and dict(clip))
+                for kind in (Runner, Unguarded)
+            ]
             for step in steps * 2:
                 step()
             found = paired(steps, args.rounds)
         ours, theirs = (statistics.median(pair[i] for pair in found) * 1e3 for i in (0, 1))
         ratio = statistics.median(a / b for a, b in found)
-        lines.append(f"| `{config}` | {ours:.1f} ms | {theirs:.1f} ms | {ratio:.3f} |\n")
+        how = "clip_grad" if clip else "no clip_grad"
+        lines.append(f"| `{config}`, {how} | {ours:.1f} ms | {theirs:.1f} ms | {ratio:.3f} |\n")
         print(lines[-1], end="", flush=True)
     threads = torch.get_num_threads()
     clock = "wall time" if torch.cuda.is_available() else "CPU time of the process"
