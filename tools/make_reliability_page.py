@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("report", type=Path, help="what pytest --junitxml wrote")
+    parser.add_argument("reports", nargs="+", type=Path, help="what pytest --junitxml wrote")
     parser.add_argument(
         "--cost",
         type=Path,
@@ -137,7 +137,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args()
     try:
-        text = page(rows(args.report), args.cost.read_text())
+        faults = [row for report in args.reports for row in rows(report)]
+        text = page(faults, args.cost.read_text())
     except (ValueError, OSError, ElementTree.ParseError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     args.out.write_text(text)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
@@ -22,6 +21,7 @@ from tokensparse.engine.checkpoints import CheckpointHook, agree_on_newest
 from tokensparse.engine.finite import FiniteHook
 from tokensparse.engine.loader import WatchedLoader, watched
 from tokensparse.engine.loops import EndlessBatches, EpochLoop
+from tokensparse.engine.processes import meeting, part
 from tokensparse.engine.resume import ResumeHook
 from tokensparse.engine.signals import SignalHook
 from tokensparse.engine.work_dir_lock import locked
@@ -37,13 +37,6 @@ SAFETY = {
 }
 
 
-def part() -> None:
-    """Wait for the other processes of a run, then leave them; alone it does nothing."""
-    if is_distributed():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 class Runner(MMEngineRunner):
     """Reads checkpoints safely, writes them whole, checks labels, keeps the console for people.
 
@@ -56,10 +49,8 @@ class Runner(MMEngineRunner):
     _resume_state: dict[str, Any] | None = None
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Let several processes meet on machines without a GPU, too."""
-        if self.launcher == "pytorch" and not torch.cuda.is_available() and not is_distributed():
-            torch.distributed.init_process_group("gloo")
-        super().setup_env(env_cfg)
+        """Let several processes meet on machines without a GPU, and after a restart, too."""
+        super().setup_env(meeting(env_cfg, self.launcher))
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap for data-parallel training, on machines without a GPU, too."""
