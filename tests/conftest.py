@@ -1,8 +1,10 @@
 """Options and fixtures of all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,3 +22,10 @@ def goldens() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no parity tensors: {folder} is absent (they are not part of the repository)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_scope() -> Iterator[None]:
+    """A runner sets mmengine's default scope for the whole process; no test inherits it."""
+    yield
+    DefaultScope._instance_dict.clear()

@@ -90,7 +90,7 @@ def test_around_the_classifier_of_this_package() -> None:
     settings = dict(
         type="tokensparse.ImageClassifier",
         backbone=backbone(out_indices=None, plan=WITH_LOSS),
-        head=dict(type="LinearHead", num_classes=3),
+        head=dict(type="tokensparse.LinearHead", num_classes=3),
     )
     model = TokenModel(settings).eval()
     clean, noisy = (model(batch(noise=n), samples()) for n in (0.0, 5.0))
