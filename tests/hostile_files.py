@@ -95,6 +95,13 @@ def absurd(folder: Path) -> list[str]:
         for name in source.namelist():
             big = name.endswith("data/0")
             bomb.writestr(name, bytes(1 << 28) if big else source.read(name))
+    with (
+        zipfile.ZipFile(good) as source,
+        zipfile.ZipFile(folder / "hashed.pth", "w", zipfile.ZIP_STORED) as hashed,
+    ):
+        for name in source.namelist():
+            pickled = name.endswith("data.pkl")
+            hashed.writestr(name, tuples_as_key(60) if pickled else source.read(name))
     torch.save({"w": torch.ones(1).half().expand(1 << 40)}, folder / "expanded.pth")
     torch.save({"w": torch.empty(1 << 40, device="meta")}, folder / "meta.pth")
     index = torch.zeros(1, 1, dtype=torch.long)
@@ -115,6 +122,14 @@ def absurd(folder: Path) -> list[str]:
         (folder / f"{name}.safetensors").write_bytes(content)
     made = sorted(path.name for path in folder.iterdir() if path.name != "good.pth")
     return [name for name in made if name not in calls_names()]
+
+
+def tuples_as_key(depth: int) -> bytes:
+    """Pickle of a dict whose key holds itself twice, depth times over: 2**depth hashes."""
+    code = b"\x80\x02}K\x01\x85q\x000"
+    for i in range(depth):
+        code += b"h%ch%c\x86q%c0" % (i, i, i + 1)
+    return code + b"h%cK\x01s." % depth
 
 
 def calls_names() -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tokensparse.config_check import ConfigError, arguments, check_config
+from tokensparse.config_check import ConfigError, check_config
+from tokensparse.config_names import arguments, is_variable
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,3 +179,42 @@ def test_configs_of_mmdet() -> None:
     cfg.model.type = "CascadeRCN"
     with pytest.raises(ConfigError, match="unknown type 'CascadeRCN'"):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("text", "used"),
+    [
+        ("speed = 3\nx = dict(lr=speed)", True),
+        ("x = dict(lr=_base_.speed)", True),
+        ("x = [*speed]\nspeed = 1", True),
+        ("speed = 3\nx = dict(speed=3)  # speed", False),
+        ("speed = 3\nx = dict(type='speed', a=b.speed)", False),
+        ("speed = speedy == speeds", False),
+    ],
+)
+def test_a_variable_is_a_name_that_the_config_uses(text: str, used: bool) -> None:
+    assert is_variable("speed", text) is used
+
+
+SHIPPED = {
+    "mmdet": (
+        "vfnet/vfnet_r50_fpn_1x_coco.py",  # arguments past the first of two parents
+        "detr/detr_r50_8xb2-150e_coco.py",  # a key that the head takes off its loss
+        "queryinst/queryinst_r50_fpn_1x_coco.py",
+        "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",  # variables of the config's own
+        "albu_example/mask-rcnn_r50_fpn_albu-1x_coco.py",  # transforms of another library
+        "soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py",
+        "cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py",  # types of the model's own
+    ),
+    "mmseg": (
+        "beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py",
+        "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+        "mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py",
+    ),
+}
+
+
+@pytest.mark.parametrize(("house", "path"), [(h, p) for h in SHIPPED for p in SHIPPED[h]])
+def test_what_the_houses_ship_passes(house: str, path: str) -> None:
+    package = pytest.importorskip(house)
+    check_config(Config.fromfile(Path(package.__file__).parent / ".mim/configs" / path))

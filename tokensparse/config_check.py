@@ -22,9 +22,11 @@ from tokensparse.backbones import check_fit
 from tokensparse.config_names import (
     ALL_REGISTRIES,
     DEFAULT_HOOKS,
+    FOREIGN_TRANSFORMS,
     FREE_VARIABLES,
     MM_SCOPES,
     MODEL_CFG,
+    OWN_TYPES,
     PARAMETERS,
     PARAMWISE,
     REGISTRY_OF,
@@ -34,6 +36,7 @@ from tokensparse.config_names import (
     UNTYPED,
     arguments,
     found_in,
+    is_variable,
     known_arguments,
     named_types,
     names_in,
@@ -81,11 +84,16 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
     names = [k for k in cfg if not str(k).startswith("_")]
     legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
+    if scope in MM_SCOPES:
+        text = getattr(cfg, "text", "")
+        names = [k for k in names if k in legal or not is_variable(k, text)]
     free = FREE_VARIABLES if scope in MM_SCOPES else frozenset()
     refuse_unknown(names, legal | free, "config", note=_VARIABLES)
-    for key in names:
-        kind = "pipeline" if key.endswith("pipeline") else key
-        _check(cfg[key], kind, key, ())
+    for key in set(names) - (free - legal):
+        _check(cfg[key], key, key, ())
+    for key in cfg:
+        if key.endswith("pipeline"):
+            _check(cfg[key], "pipeline", key, ())
     if isinstance(cfg.get("model"), Mapping):
         _check_custom_keys(cfg)
         check_fit(cfg["model"])
@@ -130,7 +138,7 @@ def refuse_unknown(
     """
     if legal is None:
         return
-    legal = sorted(legal)
+    legal = sorted(set(legal))
     for key in given:
         if key not in legal and key not in _extra.get():
             raise ConfigError(
@@ -195,6 +203,8 @@ def _check_typed(
     value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
 ) -> None:
     """A dict with ``type``: keys against its constructor, values by recursion."""
+    if key in OWN_TYPES:
+        return
     target, source = _resolve(value["type"], key, where, around)
     legal, is_open = known_arguments(target)
     if is_open:
@@ -209,7 +219,7 @@ def _check_typed(
         path = f"{where}.{name}"
         if name in nested and isinstance(item, Mapping):
             refuse_unknown(item, arguments(nested[name]), path)
-        elif name != "type":
+        elif name != "type" and not (name == "transforms" and value["type"] in FOREIGN_TRANSFORMS):
             _check(item, name, path, (source, *around))
 
 
@@ -345,13 +355,6 @@ def _check_log_processor(
     _check_typed({"type": "LogProcessor", **value}, key, where, around)
 
 
-def _check_optimizer(
-    value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
-) -> None:
-    _require_type(value, where)
-    _check_typed(value, key, where, around)
-
-
 def _check_clip(
     value: Mapping[str, Any], key: str, where: str, around: tuple[Registry, ...]
 ) -> None:
@@ -390,7 +393,6 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "paramwise_cfg": _skip,
     "log_processor": _check_log_processor,
     "optim_wrapper": _check_optim_wrapper,
-    "optimizer": _check_optimizer,
     "clip_grad": _check_clip,
     "roi_layer": _check_mmcv_op,
     "nms": _check_mmcv_op,

@@ -4,6 +4,7 @@ Most legal keys are read off constructors; what no constructor names stands here
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -46,7 +47,9 @@ REGISTRY_OF: dict[str, Registry] = {
     "restore": RECOVERIES,
 }
 ALL_REGISTRIES = tuple(
-    {id(r): r for r in (*REGISTRY_OF.values(), mm.TASK_UTILS, mm.INFERENCERS)}.values()
+    {
+        id(r): r for r in (*REGISTRY_OF.values(), mm.TASK_UTILS, mm.INFERENCERS, mm.EVALUATOR)
+    }.values()
 )
 
 #: Keys whose dicts are nothing without a ``type``.
@@ -60,13 +63,27 @@ TYPED = frozenset(
     }
 )
 
+#: Keys under which ``type`` is a word of the model that reads it, or a name in another library.
+OWN_TYPES = frozenset(
+    {
+        *("adapt_cfg", "same_up_trans", "same_down_trans", "across_lateral_trans"),
+        *("across_down_trans", "across_up_trans", "across_skip_trans", "bbox_params"),
+        *("output_trans", "inter_trans", "dqs_cfg"),
+    }
+)
+#: Transforms whose own ``transforms`` another library builds.
+FOREIGN_TRANSFORMS = frozenset({"Albu", "mmdet.Albu", "mmseg.Albu"})
+
 #: Keys that mmengine takes off a dict before it calls the constructor.
 TAKEN_OFF: dict[str, frozenset[str]] = {
     "optim_wrapper": frozenset({"constructor", "paramwise_cfg"}),
     "param_scheduler": frozenset({"convert_to_iter_based"}),
     "default_hooks": frozenset({"priority"}),
     "norm_cfg": frozenset({"requires_grad"}),
-    "dcn": frozenset({"fallback_on_stride"}),
+    "dcn": frozenset({"fallback_on_stride", "deformable_groups"}),
+    "loss_cls": frozenset({"bg_cls_weight"}),
+    "decode_head": frozenset({"in_index"}),
+    "upsample_cfg": frozenset({"scale_factor"}),
     "custom_hooks": frozenset({"priority"}),
 }
 #: Constructors that hand their ``**kwargs`` to a function.
@@ -87,7 +104,7 @@ UNTYPED: dict[str, tuple[str, ...]] = {
     "trunk": ("embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"),
     "data_prefix": (
         *("img", "img_path", "img_path2", "seg", "seg_map_path", "sub_data_root"),
-        *("depth_map_path", "ann", "gt_path"),
+        *("depth_map_path", "ann", "anno", "gt_path"),
     ),
     "filter_cfg": ("filter_empty_gt", "min_size", "bbox_min_size"),
     "metainfo": ("classes", "palette", "dataset_type", "task_name", "thing_classes"),
@@ -112,6 +129,7 @@ MODEL_CFG = frozenset(
         *("subdivision_num_points", "init", "refine", "filter_thr", "kernel", "sigma"),
         *("initial_epoch", "initial_assigner", "alpha", "beta", "perm_range", "conf_thr", "mode"),
         *("crop_size", "stride", "size_divisor", "yolox", "multi_label", "with_nms"),
+        *("chunked_size",),
     }
 )
 #: Keys of ``paramwise_cfg`` by its constructor; None: mmengine's own.
@@ -119,11 +137,13 @@ _MULTIPLIERS = (
     *("bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult"),
     *("dcn_offset_lr_mult", "flat_decay_mult", "custom_keys", "bypass_duplicate"),
 )
+_BY_LAYER = ("num_layers", "decay_rate", "layer_decay_rate", "decay_type")
 PARAMWISE: dict[Any, tuple[str, ...]] = {
     None: _MULTIPLIERS,
     "DefaultOptimWrapperConstructor": _MULTIPLIERS,
-    "LearningRateDecayOptimizerConstructor": ("num_layers", "decay_rate", "decay_type"),
-    "LayerDecayOptimizerConstructor": ("num_layers", "decay_rate", "decay_type"),
+    "LearningRateDecayOptimizerConstructor": _BY_LAYER,
+    "LayerDecayOptimizerConstructor": _BY_LAYER,
+    "ForceDefaultOptimWrapperConstructor": (*_MULTIPLIERS, "force_default_settings"),
     "tokensparse.LayerDecay": (*_MULTIPLIERS, "layer_decay"),
 }
 #: Parts of parameter names that ``custom_keys`` may name in any model, whether it has them or not.
@@ -187,15 +207,25 @@ def known_arguments(function: Callable[..., Any]) -> tuple[frozenset[str], bool]
         return names | more, is_open
     found: frozenset[str] = frozenset()
     is_open = False
+    parents = 1
     for cls in function.__mro__:
         if cls in (object, torch.nn.Module):
             break
+        parents = max(parents, len(cls.__bases__))
         if "__init__" in vars(cls):
             names, is_open = _named(vars(cls)["__init__"])
             found |= names
-            if not is_open:
+            if is_open and _takes_names_of_the_user(vars(cls)["__init__"]):
+                return frozenset(), True
+            if not is_open and parents == 1:  # of several parents any may be called
                 break
     return found, is_open
+
+
+def _takes_names_of_the_user(function: Callable[..., Any]) -> bool:
+    """``**branches`` are names of the user's own, ``**kwargs`` those of somebody's arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.kind == p.VAR_KEYWORD and not re.search("arg|cfg", p.name) for p in parameters)
 
 
 def _named(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
@@ -203,6 +233,16 @@ def _named(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
     parameters = inspect.signature(function).parameters.values()
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return frozenset(names - {"self"}), any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+def is_variable(name: str, text: str) -> bool:
+    """Whether a config's text uses a name that it sets: ``dict(pipeline=name)``, ``_base_.name``.
+
+    What only stands left of an ``=`` is a setting, and nobody may read it.
+    """
+    code = re.sub(r"#.*", "", text)
+    used = rf"(?:(?<![\w.'\"])|\b_base_\.){re.escape(name)}\b(?![\w'\"]|\s*=(?!=))"
+    return re.search(used, code) is not None
 
 
 def named_types(target: Callable[..., Any], value: Mapping[str, Any]) -> list[str]:

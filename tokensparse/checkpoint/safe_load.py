@@ -21,6 +21,7 @@ from torch import Tensor
 
 MAX_PICKLE = 256 << 20  # bytes; a state dict of 10,000 tensors needs 2 MB
 MAX_SHARED = 16  # views may name the bytes of a file so many times over
+MAX_NESTED = 16  # tuples within tuples; a rebuilt tensor's arguments need four
 _allowed: ContextVar[tuple[tuple[Any, str], ...]] = ContextVar("allowed", default=())
 
 
@@ -77,6 +78,7 @@ def safe_load(
     """
     path = Path(path)
     _refuse_archive(path)
+    _refuse_nesting(path)
     try:
         with torch.serialization.safe_globals([*harmless, *_allowed.get()]):
             content = torch.load(path, map_location, weights_only=True, mmap=mmap or None)
@@ -161,24 +163,66 @@ def _unsafe_globals(path: Path, error: Exception) -> list[str]:
 
 def _named_in(path: Path) -> set[str]:
     """Globals in the first pickles of a file or of its archive, by reading their opcodes."""
+    found, strings = set(), ["", ""]
+    for opcode, value in _opcodes(path):
+        if "GLOBAL" in opcode.name or opcode.name == "INST":
+            found.add(str(value).replace(" ", ".") if value else ".".join(strings[-2:]))
+        elif isinstance(value, str):
+            strings.append(value)
+    return found
+
+
+def _opcodes(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """What the pickle of an archive, or the first pickles of a file, would do; nothing is done."""
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 pickles = [e for e in archive.namelist() if e.endswith(".pkl")]
                 blob = archive.read(pickles[0]) if pickles else b""
         except (zipfile.BadZipFile, OSError, EOFError):
-            return set()
+            return
     else:
         with path.open("rb") as stream:
             blob = stream.read(MAX_PICKLE)
-    found, strings, stream = set(), ["", ""], BytesIO(blob)
+    pickles_in_a_row = BytesIO(blob)
     for _ in range(5):  # the old format is five pickles in a row
         try:
-            for opcode, value, _place in pickletools.genops(stream):
-                if "GLOBAL" in opcode.name or opcode.name == "INST":
-                    found.add(str(value).replace(" ", ".") if value else ".".join(strings[-2:]))
-                elif isinstance(value, str):
-                    strings.append(value)
+            for opcode, value, _place in pickletools.genops(pickles_in_a_row):
+                yield opcode, value
         except Exception:  # cut short, or what follows is no pickle
-            break
-    return found
+            return
+
+
+def _refuse_nesting(path: Path) -> None:
+    """A tuple of tuples of tuples that share their parts takes for ever to hash or to print."""
+    stack: list[int | None] = []  # of each value how deep its tuples lie; None: a mark
+    memo: dict[Any, int] = {}
+    for opcode, value in _opcodes(path):
+        name = opcode.name
+        if name == "MARK":
+            stack.append(None)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else value] = (stack or [0])[-1] or 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(value, 0))
+        else:
+            inner = _pop(stack, opcode.stack_before)
+            depth = 1 + max(inner, default=0) if "TUPLE" in name else 0
+            if depth > MAX_NESTED:
+                raise CheckpointError(
+                    f"{path} is refused: tuples lie in tuples deeper than {MAX_NESTED}; torch.save "
+                    "of a state dict writes no such file"
+                )
+            stack += [depth] * sum(kind.name != "mark" for kind in opcode.stack_after)
+
+
+def _pop(stack: list[int | None], before: list[Any]) -> list[int]:
+    """Take off what an opcode takes off; returns the depths of its tuples."""
+    names = [kind.name for kind in before]
+    taken: list[int] = []
+    if "mark" in names:
+        while stack and (top := stack.pop()) is not None:
+            taken.append(top)
+        names = names[: names.index("mark")]
+    taken += [stack.pop() or 0 for _ in names if stack]
+    return taken
