@@ -95,6 +95,13 @@ class Reducer(nn.Module):
         """Multiply-accumulates of one way up: 0 for a hard map (an index), N M C for a soft one."""
         return 0
 
+    def attention_map(self, t: Tokens) -> Tensor | None:
+        """(B, M, N) how much every token that is made looks at those before, for pictures.
+
+        None, the default, where no attention of that shape makes the tokens.
+        """
+        return None
+
     def loss(self, record: StepRecord) -> Mapping[str, Tensor]:
         """Auxiliary losses of one step, by name; added to the model's own while training."""
         return {}

@@ -200,6 +200,8 @@ class StepRecord(NamedTuple):
         carry: (B, M, E) after the step, or None.
         within: indices of the steps whose tokens arrived, outermost first; empty where the tokens
             were those of a map.
+        attn: (B, M, N) how much every token looks at those before it, where asked for and where the
+            reducer works by attention.
     """
 
     stage: int
@@ -213,6 +215,7 @@ class StepRecord(NamedTuple):
     keep: Tensor | None
     carry: Tensor | None
     within: tuple[int, ...] = ()
+    attn: Tensor | None = None
 
 
 class BlockRecord(NamedTuple):

@@ -102,9 +102,9 @@ CASES = [
     Case(
         "stgm",
         "STGM, trained with it",
-        "16 semantic tokens. The map of STGM is that of the regions whose centres start its tokens "
-        "(it serves size and recovery), so all images look alike: where the tokens look by "
-        "attention is not part of a map.",
+        "16 semantic tokens. The regions, whose centres start the tokens, serve size and recovery; "
+        "where a token looks is its attention in layer 2: a few look at the whole garment, "
+        "most at very few patches of it, and hardly any at the background.",
         f"{FASHION}/deit_stgm-16.py",
         ("dress.png",),
         ("dress_step-00_stage-0_block-2",),

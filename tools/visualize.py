@@ -261,7 +261,7 @@ def draw(subject: Subject, source: Source, args: argparse.Namespace, wanted: set
     pixels = np.array(image)
     x = as_input(pixels, subject)
     backbone, stride = subject.backbone, subject.backbone.stem.stride
-    outs, trace = backbone.forward_tokens(x, collect=frozenset({"maps"}))
+    outs, trace = backbone.forward_tokens(x, collect=frozenset({"maps", "step_attn"}))
     maps = patch_maps(trace)
     size = f"{source.path.name}, {pixels.shape[0]} x {pixels.shape[1]} px"
     head = f"{subject.title}\n{size}"

@@ -81,6 +81,8 @@ class PatchMap(NamedTuple):
         size: (M,) patches that each token stands for, as the trace has it.
         chain: the maps that lead here.
         image: place of the image in the batch.
+        attn: (M, P) how much every token looks at the patches, or None: not asked for, no attention
+            made them, or the step got tokens of another.
     """
 
     stage: int
@@ -99,6 +101,7 @@ class PatchMap(NamedTuple):
     size: Tensor
     chain: Chain
     image: int
+    attn: Tensor | None = None
 
     def count(self, fate: int) -> int:
         """Patches of one fate."""
@@ -166,7 +169,10 @@ def _patch_map(records: Sequence[StepRecord], image: int) -> PatchMap:
     found = (token, share, fate, _changed(chain), record.size[..., 0].float())
     own = (x[image].detach().cpu() for x in found)
     place = (record.stage, record.block, record.step, record.reducer, record.within)
-    return PatchMap(*place, grid, counts[-1], tokens, soft, *own, chain, image)
+    attn = None
+    if record.attn is not None and not record.within:
+        attn = record.attn[image].detach().float().cpu()
+    return PatchMap(*place, grid, counts[-1], tokens, soft, *own, chain, image, attn)
 
 
 def _followed(maps: Sequence[HardMap]) -> Tensor:

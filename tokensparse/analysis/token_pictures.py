@@ -33,6 +33,9 @@ from tokensparse.analysis.token_paint import (
 #: Heat maps of single tokens in a picture of a soft map, at most.
 HEAT_MAPS = 8
 
+#: Attention of single tokens in a picture, at most; with the first four panels three full rows.
+ATTENTION_MAPS = 8
+
 #: Panels in a row of the strip over depth, at most.
 STRIP_COLUMNS = 7
 
@@ -80,16 +83,32 @@ def step_panels(
         label = f"share of the strongest token\neven shares would be {1 / patches.tokens:.3f}"
         panels.append(Panel(label, share, (float(share.max()), "share of a patch")))
     else:
-        panels.append(
-            Panel(f"what became of the patches\n{after}", paint_tokens(patches, on, before))
-        )
+        what = "what became of the patches" if patches.attn is None else "region of every token"
+        panels.append(Panel(f"{what}\n{after}", paint_tokens(patches, on, before)))
         if before is not None:
             title = f"changed by this step\n{int(patches.changed.sum())} patches"
             panels.append(Panel(title, paint_changed(patches, on)))
     title = "mean colour of every token\nspread over its patches"
     title += ", black where dropped" if patches.count(DROPPED) else ""
     panels.append(Panel(title, paint_through(patches, on)))
+    if patches.attn is not None:
+        panels += attention_panels(patches, patches.attn, on)
     return panels + (heat_panels(patches, on) if patches.soft else [])
+
+
+def attention_panels(patches: PatchMap, attn: Tensor, on: View) -> list[Panel]:
+    """Which token looks most at every patch, and where some tokens, spread over the map, look."""
+    token = attn.argmax(0)
+    most = patches._replace(token=token, fate=torch.full_like(token, FUSED))
+    led = torch.bincount(token, minlength=patches.tokens)
+    title = f"the token that looks most at each patch\n{int((led > 0).sum())} tokens lead somewhere"
+    panels = [Panel(title, paint_tokens(most, on))]
+    for index in torch.linspace(0, patches.tokens - 1, min(ATTENTION_MAPS, patches.tokens)).long():
+        look = attn[index].numpy()
+        title = f"where token {int(index)} looks; even: {1 / attn.shape[1]:.4f}\n"
+        title += f"looks most at {int(led[index])} patches"
+        panels.append(Panel(title, look[on.place], (float(look.max()), "attention")))
+    return panels
 
 
 def heat_panels(patches: PatchMap, on: View) -> list[Panel]:

@@ -188,7 +188,7 @@ class SwinTransformer(Backbone):
             img: (B, 3, h, w).
             valid: (B, 2) rows and columns of each image that are no padding, or None.
             collect: ``maps``: token maps in the trace; ``attn``: attention of every block,
-                ``attn:3``: of the blocks of stage 3.
+                ``attn:3``: of the blocks of stage 3; ``step_attn``: of reducers by attention.
 
         Returns:
             See :meth:`forward`, and the trace.

@@ -179,3 +179,22 @@ def grid_centres(
     rows = (torch.arange(grid[0], device=device, dtype=dtype) + 0.5) * scale
     cols = (torch.arange(grid[1], device=device, dtype=dtype) + 0.5) * scale
     return torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).view(1, -1, 2)
+
+
+def cut_windows(x: Tensor, windows: tuple[int, int]) -> Tensor:
+    """(B, R * w, S * w, C) -> (B * R * S, C, w, w)."""
+    x = x.unflatten(2, (windows[1], -1)).unflatten(1, (windows[0], -1))
+    return x.permute(0, 1, 3, 5, 2, 4).flatten(0, 2)
+
+
+def row_major(s: Tensor, tile: int) -> Tensor:
+    """(B, R, S, s^2, C) -> (B, R * s * S * s, C)."""
+    tokens: Tensor = s.unflatten(3, (tile, tile)).transpose(2, 3).flatten(1, 4)
+    return tokens
+
+
+def tiled(s: Tensor, windows: tuple[int, int], tile: int) -> Tensor:
+    """(B, R * s * S * s, C) -> (B, R, S, s^2, C)."""
+    s = s.unflatten(1, (windows[0], tile, windows[1], tile))
+    tiles: Tensor = s.transpose(2, 3).flatten(3, 4)
+    return tiles

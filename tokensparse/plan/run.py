@@ -43,7 +43,8 @@ class Flow(NamedTuple):
         num_prefix: P.
         stack: steps that are open, outermost first.
         trace: what happened so far.
-        collect: what the trace is to hold: ``maps``, ``attn``, or ``attn:3`` of stage 3 alone.
+        collect: what the trace is to hold: ``maps``, ``step_attn``, ``attn``, or ``attn:3`` of
+            stage 3 alone.
         within: steps whose tokens these are, outermost first; a linear transition to the next stage
             empties ``stack``, but not this.
     """
@@ -227,6 +228,7 @@ def _open(plan: Plan, step: Step, flow: Flow, hints: Hints) -> Flow:
         keep=tokens.keep,
         carry=tokens.carry,
         within=flow.within,
+        attn=step.reduce.attention_map(skip) if "step_attn" in flow.collect else None,
     )
     return flow.with_image(tokens)._replace(
         stack=(*flow.stack, Open(step.index, kept, token_map)),

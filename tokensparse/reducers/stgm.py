@@ -41,7 +41,7 @@ from tokensparse.ops.cross_windows import (
     released_hidden,
 )
 from tokensparse.ops.resize import resize_positions
-from tokensparse.ops.windows import grid_centres
+from tokensparse.ops.windows import cut_windows, grid_centres, row_major, tiled
 from tokensparse.registry import REDUCERS
 from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
 
@@ -197,18 +197,9 @@ class STGM(Reducer):
     def forward(self, t: Tokens, hints: Hints, want_map: bool) -> tuple[Tokens, TokenMap | None]:
         """(B, H * W, C) on a grid -> (B, M, C) on the semantic grid."""
         assert t.grid is not None
-        windows, places = self._layout(t.grid)
-        token_map = self._map(t, windows)
+        token_map = self._map(t, self._layout(t.grid)[0])
         size = token_map.down(t.size.expand(t.x.shape[0], -1, -1).contiguous())
-        p = self._pooled(t, windows, places)
-        s = self._first(p, t, windows)
-        s = _row_major(s, self.tile)
-        if self.over_border:
-            for layer in self.blocks[1:]:
-                s = self._windowed(layer, s, t, windows)
-        else:
-            for index, layer in enumerate(self.blocks[1:]):
-                s = self._global(layer, s, t, size, index == 0)
+        s = self._after(len(self.blocks), t, size)
         semantic = self._semantic(t.grid)
         scale = (t.grid[0] / semantic[0], t.grid[1] / semantic[1])
         if self.window is not None:
@@ -220,6 +211,29 @@ class STGM(Reducer):
         out = Tokens(s, size, pos.expand(s.shape[0], -1, -1), semantic, None, carry)
         return out, token_map if want_map else None
 
+    def attention_map(self, t: Tokens) -> Tensor | None:
+        """(B, M, N) of the last layer, over its heads; None where that layer asks windows."""
+        assert t.grid is not None
+        if self.over_border:
+            return None
+        size = self._map(t, self._layout(t.grid)[0]).down(t.size.expand(t.x.shape[0], -1, -1))
+        s, count = self._after(len(self.blocks) - 1, t, size), len(self.blocks)
+        _, q, k, v, bias = self._asked(self.blocks[-1], s, t, size, count == 2)
+        _, attn = attend(q, k, v, bias, want_attn=True)
+        return None if attn is None else attn[:, 0].mean(1)[..., s.shape[1] :]
+
+    def _after(self, count: int, t: Tokens, size: Tensor) -> Tensor:
+        """S (B, M, C) after the first ``count`` layers."""
+        assert t.grid is not None
+        windows, places = self._layout(t.grid)
+        s = row_major(self._first(self._pooled(t, windows, places), t, windows), self.tile)
+        for index, layer in enumerate(self.blocks[1:count]):
+            if self.over_border:
+                s = self._windowed(layer, s, t, windows)
+            else:
+                s = self._global(layer, s, t, size, index == 0)
+        return s
+
     def _pooled(self, t: Tokens, windows: tuple[int, int], places: tuple[int, int]) -> Tensor:
         """P (B, R, S, s^2, C): spatial initialisation (Sec. 3.2)."""
         assert t.grid is not None
@@ -230,10 +244,10 @@ class STGM(Reducer):
         if hide:
             valid = (t.size > 0).float().expand(x.shape[0], -1, -1).unflatten(1, t.grid)
             valid = F.pad(valid, (0, 0, 0, missing[0], 0, missing[1]))
-            valid = _windows(valid, windows)
+            valid = cut_windows(valid, windows)
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[0], 0, missing[1]))
-        x = _windows(x, windows)
+        x = cut_windows(x, windows)
         pooled: Tensor
         if self.init is None:
             pooled = max_pooled(x, valid, self.tile)
@@ -310,18 +324,26 @@ class STGM(Reducer):
     ) -> Tensor:
         """STGM-2 of the detection code: windows of S ask larger windows of X."""
         assert t.grid is not None and self.window is not None and self.sides[1] is not None
-        tiles = _tiled(s, windows, self.tile)
+        tiles = tiled(s, windows, self.tile)
         q = layer.queries(tiles).transpose(3, 4)
         kv, hidden, border_hidden = self._keys(layer, t)
         where = self._key_windows(t.grid, windows, 1)
         out = attend_windows(
             q, kv, where, layer.border(), hidden, border_hidden, None, self.attention
         )
-        out = _row_major(out.transpose(3, 4).flatten(4), self.tile)
+        out = row_major(out.transpose(3, 4).flatten(4), self.tile)
         return layer.feed(layer.add_attention(s, out))
 
     def _global(self, layer: CrossBlock, s: Tensor, t: Tokens, size: Tensor, first: bool) -> Tensor:
         """STGM-2: S + G asks [S; X]; G is added to the query and the residual alone."""
+        asking, q, k, v, bias = self._asked(layer, s, t, size, first)
+        out, _ = attend(q, k, v, bias, form=self.attention)
+        return layer.feed(layer.add_attention(asking, out[:, 0].transpose(1, 2).flatten(2)))
+
+    def _asked(
+        self, layer: CrossBlock, s: Tensor, t: Tokens, size: Tensor, first: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """S + G; queries of it, keys and values of [S; X], and what hides padding."""
         assert t.grid is not None
         asking = s
         if first and self.centres is not None:
@@ -335,8 +357,7 @@ class STGM(Reducer):
             sizes = torch.cat([size, t.size.expand(size.shape[0], -1, -1)], 1)[..., 0]
             bias = torch.zeros_like(sizes).masked_fill(sizes == 0, HIDDEN)
             bias = bias[:, None, None, None].to(q.dtype)
-        out, _ = attend(q, k, v, bias, form=self.attention)
-        return layer.feed(layer.add_attention(asking, out[:, 0].transpose(1, 2).flatten(2)))
+        return asking, q, k, v, bias
 
     def _map(self, t: Tokens, windows: tuple[int, int]) -> HardMap:
         """Every image token belongs to the region whose centre starts the semantic token."""
@@ -374,22 +395,3 @@ class STGM(Reducer):
                 total += block.projection_macs(m, n + (m if further else 0) + 1)
                 total += 2 * self.tile**2 * pairs * c
         return total
-
-
-def _windows(x: Tensor, windows: tuple[int, int]) -> Tensor:
-    """(B, R * w, S * w, C) -> (B * R * S, C, w, w)."""
-    x = x.unflatten(2, (windows[1], -1)).unflatten(1, (windows[0], -1))
-    return x.permute(0, 1, 3, 5, 2, 4).flatten(0, 2)
-
-
-def _row_major(s: Tensor, tile: int) -> Tensor:
-    """(B, R, S, s^2, C) -> (B, R * s * S * s, C)."""
-    tokens: Tensor = s.unflatten(3, (tile, tile)).transpose(2, 3).flatten(1, 4)
-    return tokens
-
-
-def _tiled(s: Tensor, windows: tuple[int, int], tile: int) -> Tensor:
-    """(B, R * s * S * s, C) -> (B, R, S, s^2, C)."""
-    s = s.unflatten(1, (windows[0], tile, windows[1], tile))
-    tiles: Tensor = s.transpose(2, 3).flatten(3, 4)
-    return tiles
