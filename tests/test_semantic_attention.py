@@ -1,0 +1,34 @@
+"""Where semantic tokens look: STGM's attention in the trace and in pictures."""
+
+import numpy as np
+import torch
+from small import image, small_vit
+
+from tokensparse.analysis import token_pictures as pictures
+from tokensparse.analysis.token_maps import patch_maps
+
+MAPS = frozenset({"maps"})
+
+
+def test_where_semantic_tokens_look() -> None:
+    """STGM's attention is that over [S; X]; keys that say nothing are looked at alike."""
+    plan = [dict(span=(2, 4), reduce=dict(type="STGM", num_tokens=16, num_layers=3))]
+    model = small_vit(plan=plan).eval()
+    asked = MAPS | {"step_attn"}
+    last = model.plan.steps[0].reduce.layers[-1]
+    with torch.no_grad():
+        attn = model.forward_tokens(image((64, 64)), collect=asked)[1].steps[0].attn
+        assert attn.shape == (2, 16, 64) and (attn > 0).all()
+        assert ((attn.sum(-1) > 0) & (attn.sum(-1) < 1)).all()
+        last.kv.weight.zero_()
+        _, trace = model.forward_tokens(image((64, 64)), collect=asked)
+        torch.testing.assert_close(trace.steps[0].attn, torch.full((2, 16, 64), 1 / 80))
+        valid = torch.tensor([[64, 40], [64, 64]])
+        attn = model.forward_tokens(image((64, 64)), valid, asked)[1].steps[0].attn
+    seen = torch.zeros(8, 8, dtype=torch.bool)
+    seen[:, :5] = True
+    assert (attn[0][:, ~seen.flatten()] == 0).all() and (attn[0][:, seen.flatten()] > 0).all()
+    panels = pictures.step_panels(patch_maps(trace)[0], np.zeros((64, 64, 3), np.uint8), 8)
+    titles = [panel.title for panel in panels]
+    assert sum(title.startswith("where token") for title in titles) == pictures.ATTENTION_MAPS
+    assert model.forward_tokens(image((64, 64)), collect=MAPS)[1].steps[0].attn is None
