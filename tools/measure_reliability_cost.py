@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner as MMEngineRunner
 
 import tokensparse  # noqa: F401  registers everything
+from tokensparse.config_check import check_config
 from tokensparse.engine.runner import Runner
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ def stepper(
         clip: ``optim_wrapper.clip_grad``.
     """
     cfg = Config.fromfile(config)
+    check_config(cfg)
     cfg.optim_wrapper.clip_grad = clip
     cfg.work_dir, cfg.experiment_name = str(folder / kind.__name__), f"{kind.__name__}-{clip}"
     cfg.default_hooks.pop("logger", None)

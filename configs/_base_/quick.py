@@ -11,8 +11,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100),
-    dict(type="CosineAnnealingLR", begin=0, end=5, eta_min_ratio=0.01, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=0, end=4, eta_min_ratio=0.01, convert_to_iter_based=True),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=5, val_interval=1)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

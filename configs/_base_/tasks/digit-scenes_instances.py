@@ -60,7 +60,7 @@ model = dict(
             for threshold in (0.5, 0.6, 0.7)
         ],
     ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=128)),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=256), rcnn=dict(score_thr=0.01)),
 )
 _train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -78,7 +78,7 @@ _test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(type="tokensparse.DigitScenesDetection", split="train", pipeline=_train_pipeline),
