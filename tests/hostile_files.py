@@ -5,6 +5,7 @@ and prints a line of JSON for each: file, door, seconds, message.
 """
 
 import builtins
+import io
 import json
 import os
 import pickle
@@ -110,6 +111,20 @@ def absurd(folder: Path) -> list[str]:
     shared = torch.ones(1 << 18).half()
     torch.save({str(i): shared[:] for i in range(1 << 12)}, folder / "shared.pth")
     torch.save({"w": Call(bytearray, 1 << 40)}, folder / "bytes.pth")
+    torch.save({"w": Call(bytearray, 1 << 20)}, folder / "fewer_bytes.pth")
+    with (
+        zipfile.ZipFile(good) as source,
+        zipfile.ZipFile(folder / "two_pickles.pth", "w", zipfile.ZIP_STORED) as two,
+    ):
+        two.writestr("archive/0.pkl", pickle.dumps({}, 2))
+        for name in source.namelist():
+            pickled = name.endswith("data.pkl")
+            two.writestr(name, tuples_as_key(60) if pickled else source.read(name))
+    magic = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+    tail = io.BytesIO()
+    with zipfile.ZipFile(tail, "w") as appended:
+        appended.writestr("archive/data.pkl", pickle.dumps({}, 2))
+    (folder / "appended.pth").write_bytes(magic + tuples_as_key(60) + tail.getvalue())
     header = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'
     safe = {
         "length": struct.pack("<Q", 1 << 60) + b"{}",
@@ -146,6 +161,15 @@ def doors() -> Iterator[tuple[str, Callable[[str], Any]]]:
 
     sizes = dict(arch=dict(embed_dim=16, depth=1, num_heads=1), img_size=32, patch_size=16)
 
+    def head_started(path: str) -> None:
+        """A part that mmengine's own initialiser fills."""
+        from tokensparse.classification import LinearHead
+        from tokensparse.engine.checkpoint_reading import read_safely_everywhere
+
+        read_safely_everywhere()  # as every run of tools/train.py and tools/test.py does
+        init = dict(type="Pretrained", checkpoint=path)
+        LinearHead(num_classes=64, in_channels=64, init_cfg=init).init_weights()
+
     def started(kind: dict[str, Any]) -> Callable[[str], None]:
         key = "checkpoint" if kind["type"] == "Pretrained" else "weights"
         return lambda path: VisionTransformer(**sizes, init_cfg={**kind, key: path}).init_weights()
@@ -170,6 +194,7 @@ def doors() -> Iterator[tuple[str, Callable[[str], Any]]]:
     yield "load_released", lambda path: load_released("timm-vit", path)
     yield "Pretrained", started(dict(type="Pretrained"))
     yield "ReleasedInit", started(dict(type="tokensparse.ReleasedInit", kind="timm-vit"))
+    yield "init_cfg of a head", head_started
     yield "convert_checkpoint", converted
     yield "read_checkpoint", read_checkpoint
 

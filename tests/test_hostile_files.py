@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,8 +14,9 @@ from hostile_files import ROOT, Call, absurd, calls
 
 from tokensparse import load_released
 from tokensparse.checkpoint import CheckpointError, allow_globals, read_state
+from tokensparse.engine.checkpoint_reading import read_checkpoint
 
-DOORS = 5
+DOORS = 6
 TOOLS = 3  # of training, by which two files are carried
 SECONDS = 20.0  # of CPU time; the tools of training read their data first
 
@@ -94,3 +96,14 @@ def test_text_in_metadata_is_not_evaluated(tmp_path: Path) -> None:
         or (isinstance(node, ast.Attribute) and node.attr == "fromstring")
     ]
     assert not calls
+
+
+def test_arrays_are_what_they_hold(tmp_path: Path) -> None:
+    kept = {"state_dict": {"w": torch.ones(2)}, "losses": np.arange(3.0), "last": np.float64(2.5)}
+    torch.save(kept, tmp_path / "kept.pth")
+    found = read_checkpoint(tmp_path / "kept.pth")
+    assert np.array_equal(found["losses"], kept["losses"]) and found["last"] == 2.5
+    claim = Call(np.zeros(0).__reduce__()[0], np.ndarray, (1 << 20,), b"d")
+    torch.save({"w": claim}, tmp_path / "claim.pth")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(tmp_path / "claim.pth")

@@ -5,13 +5,16 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from small import VIT
+from torch import nn
 
 from tokensparse.checkpoint import CheckpointError, fit_head
+from tokensparse.classification.classifier import check_labels
 from tokensparse.engine.runner import Runner
 from tokensparse.registry import MODELS
 
@@ -87,3 +90,21 @@ def test_the_loaders_clock(tmp_path: Path) -> None:
     training = found["training"]
     assert 0 < training["waiting_share"] < 1
     assert training["wait_ms"] < training["step_ms"]
+
+
+@pytest.mark.parametrize("wrong", ["decode_head", "auxiliary_head", "bbox_head.1", "mask_head"])
+def test_every_head_of_a_detector_or_segmentor_is_checked(wrong: str) -> None:
+    model = nn.ModuleDict({k: nn.Identity() for k in ("decode_head", "auxiliary_head")})
+    model["roi_head"] = nn.ModuleDict(
+        {"bbox_head": nn.ModuleList([nn.Identity(), nn.Identity()]), "mask_head": nn.Identity()}
+    )
+    model["rpn_head"] = nn.Identity()
+    model["rpn_head"].num_classes = 1
+    for name, part in model.named_modules():
+        if name.split(".")[-1] in ("decode_head", "auxiliary_head", "0", "1", "mask_head"):
+            part.num_classes = 10
+    data = SimpleNamespace(metainfo=dict(classes="0123456789"))
+    check_labels(model, data, "train_dataloader")
+    next(part for name, part in model.named_modules() if name.endswith(wrong)).num_classes = 7
+    with pytest.raises(ValueError, match=rf"10 classes, but model\.\S*{wrong}\.num_classes=7; set"):
+        check_labels(model, data, "train_dataloader")

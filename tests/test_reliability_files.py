@@ -18,9 +18,10 @@ import pytest
 import torch
 from reliability import recorder, start, tiny_config
 
+from tokensparse.checkpoint.hashes import check_hash, hash_file
 from tokensparse.engine.checkpoint_reading import read_checkpoint
 from tokensparse.engine.checkpoints import newest_valid
-from tokensparse.engine.whole_files import check_hash, hash_file, write_hashed, write_whole
+from tokensparse.engine.whole_files import write_hashed, write_whole
 
 SOAK = bool(os.environ.get("TOKENSPARSE_SOAK"))
 

@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from reliability import QUIET, recorder, same, start, tiny_config, weights
 
+from tokensparse.blocks.centres import MaskOffset
 from tokensparse.engine.checkpoints import newest_valid
 from tokensparse.engine.finite import FiniteHook, NotFiniteError, losses_of, poisoned
 from tokensparse.engine.runner import Runner
@@ -68,7 +69,7 @@ def test_no_step_is_taken(
 def test_accumulation_names_the_bad_batch_alone(tmp_path: Path) -> None:
     bad = Bad("loss", math.nan)
     with pytest.raises(NotFiniteError, match="iteration 8:") as told:
-        start(tiny_config(tmp_path, accumulate=2), bad)
+        start(tiny_config(tmp_path, accumulate=2, **QUIET), bad)
     assert str(told.value).count("process 0") == 1
     assert all(f"image {i}" in str(told.value) for i in bad.images)
 
@@ -92,3 +93,30 @@ def test_losses_are_summed_and_poisoned() -> None:
     spoilt = poisoned(outputs, torch.tensor(math.inf))
     sum(spoilt["loss_a"]).backward()
     assert math.isnan(weight.grad)
+
+
+@pytest.mark.parametrize("clip", [dict(type="value", clip_value=1.0),
+                                  dict(max_norm=1.0, error_if_nonfinite=True)])  # fmt: skip
+def test_clipping_hides_nothing(clip: dict, tmp_path: Path) -> None:
+    bad = Bad("gradient", math.inf)
+    with pytest.raises(NotFiniteError, match=f"iteration {BAD_STEP}:") as told:
+        start(tiny_config(tmp_path, optim_wrapper=dict(clip_grad=clip)), bad)
+    assert all(f"image {i}" in str(told.value) for i in bad.images)
+
+
+def test_gradients_that_wait_are_not_saved_where_they_are_not_finite(tmp_path: Path) -> None:
+    bad = Bad("loss", math.nan)  # step 7 of 8 that belong to one update
+    cfg = tiny_config(tmp_path, accumulate=4)
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    with pytest.raises(NotFiniteError, match="waits for more batches") as told:
+        start(cfg, bad)
+    assert all(f"image {i}" in str(told.value) for i in bad.images)
+    assert newest_valid(tmp_path) == tmp_path / f"iter_{BAD_STEP - 1}.pth"
+
+
+def test_a_bad_activation_is_no_crash() -> None:
+    """The backward pass of grid_sample on a CPU follows NaN places out of its memory."""
+    centres = MaskOffset(4)
+    x = torch.full((2, 4, 6, 6), math.nan, requires_grad=True)
+    centres(x, None, 2).sum().backward()
+    assert torch.isnan(centres.point.weight.grad).any()

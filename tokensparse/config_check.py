@@ -36,10 +36,10 @@ from tokensparse.config_names import (
     UNTYPED,
     arguments,
     found_in,
-    is_variable,
     known_arguments,
     named_types,
     names_in,
+    own_variables,
     without_weights,
 )
 from tokensparse.plan.syntax import StepSettings, closest
@@ -85,11 +85,10 @@ def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
     names = [k for k in cfg if not str(k).startswith("_")]
     legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
     if scope in MM_SCOPES:
-        text = getattr(cfg, "text", "")
-        names = [k for k in names if k in legal or not is_variable(k, text)]
-    free = FREE_VARIABLES if scope in MM_SCOPES else frozenset()
-    refuse_unknown(names, legal | free, "config", note=_VARIABLES)
-    for key in set(names) - (free - legal):
+        own = own_variables(cfg)
+        names = [k for k in names if k in legal or k not in own]
+    refuse_unknown(names, legal, "config", note=_VARIABLES)
+    for key in names:
         _check(cfg[key], key, key, ())
     for key in cfg:
         if key.endswith("pipeline"):

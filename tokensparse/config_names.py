@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine import registry as mm
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
@@ -46,11 +47,8 @@ REGISTRY_OF: dict[str, Registry] = {
     "recover": RECOVERIES,
     "restore": RECOVERIES,
 }
-ALL_REGISTRIES = tuple(
-    {
-        id(r): r for r in (*REGISTRY_OF.values(), mm.TASK_UTILS, mm.INFERENCERS, mm.EVALUATOR)
-    }.values()
-)
+_OTHERS = (mm.TASK_UTILS, mm.INFERENCERS, mm.EVALUATOR, mm.MODEL_WRAPPERS)
+ALL_REGISTRIES = tuple({id(r): r for r in (*REGISTRY_OF.values(), *_OTHERS)}.values())
 
 #: Keys whose dicts are nothing without a ``type``.
 TYPED = frozenset(
@@ -81,6 +79,7 @@ TAKEN_OFF: dict[str, frozenset[str]] = {
     "default_hooks": frozenset({"priority"}),
     "norm_cfg": frozenset({"requires_grad"}),
     "dcn": frozenset({"fallback_on_stride", "deformable_groups"}),
+    "init_cfg": frozenset({"override"}),
     "loss_cls": frozenset({"bg_cls_weight"}),
     "decode_head": frozenset({"in_index"}),
     "upsample_cfg": frozenset({"scale_factor"}),
@@ -243,6 +242,19 @@ def is_variable(name: str, text: str) -> bool:
     code = re.sub(r"#.*", "", text)
     used = rf"(?:(?<![\w.'\"])|\b_base_\.){re.escape(name)}\b(?![\w'\"]|\s*=(?!=))"
     return re.search(used, code) is not None
+
+
+def own_variables(cfg: Config | Mapping[str, Any]) -> set[str]:
+    """Top-level names that a config's files keep for themselves and that nobody has changed since.
+
+    A change after the files were read (``--cfg-options``) reaches nobody.
+    """
+    filename = getattr(cfg, "filename", None)
+    if filename is None:
+        return set()
+    own, text = Config.fromfile(filename), cfg.text
+    known = (k for k in own if k in FREE_VARIABLES or is_variable(k, text))
+    return {k for k in known if k in cfg and own[k] == cfg[k]}
 
 
 def named_types(target: Callable[..., Any], value: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,9 @@ def main() -> None:
         if args.work_dir or cfg.get("work_dir") is None:
             cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem))
         check_config(cfg)
+        if args.out and not Path(args.out).resolve().parent.is_dir():
+            raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+        cfg.replace_head = False  # what is tested is the checkpoint's own head
         cfg.load_from = args.checkpoint
         if "backbone" in cfg.model:
             cfg.model.backbone.init_cfg = None

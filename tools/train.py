@@ -69,6 +69,8 @@ def main() -> None:
     args = parse_args()
     with one_clear_message(), allow_globals(*args.allow_globals):
         cfg = load_config(args)
+        if args.resume is None and cfg.get("resume"):
+            args.resume = cfg.get("load_from") or "auto"
         cfg.resume = args.resume is not None
         if args.resume not in (None, "auto"):
             cfg.load_from = args.resume

@@ -101,4 +101,5 @@ def _places(offset: Tensor, side: int, count: int) -> Tensor:
     axis = (torch.arange(side * count, device=offset.device) + 0.5) * (2.0 / (side * count)) - 1.0
     rows, cols = torch.meshgrid(axis, axis, indexing="ij")
     moved = offset.repeat_interleave(count, 2).repeat_interleave(count, 3) * (2.0 / side)
-    return torch.stack([cols + moved[:, 1], rows + moved[:, 0]], -1)
+    # the backward pass of grid_sample crashes on a CPU where a place is NaN; its logit stays NaN
+    return torch.stack([cols + moved[:, 1], rows + moved[:, 0]], -1).nan_to_num()

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tokensparse.checkpoint.hashes import DamagedFileError, check_hash
 from tokensparse.checkpoint.safe_load import CheckpointError, safe_load
 
 State = dict[str, Tensor]
@@ -104,6 +105,10 @@ def _single(value: Tensor) -> Tensor:
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path.resolve()}")
+    try:
+        check_hash(path)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from None
     with path.open("rb") as stream:
         head = stream.read(9)
     if path.suffix == ".safetensors" or head[8:] == b"{":

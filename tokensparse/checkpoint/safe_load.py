@@ -78,7 +78,7 @@ def safe_load(
     """
     path = Path(path)
     _refuse_archive(path)
-    _refuse_nesting(path)
+    _refuse_pickle(path)
     try:
         with torch.serialization.safe_globals([*harmless, *_allowed.get()]):
             content = torch.load(path, map_location, weights_only=True, mmap=mmap or None)
@@ -100,9 +100,15 @@ def safe_load(
     return content
 
 
+def _is_archive(path: Path) -> bool:
+    """As torch finds it out: by the first bytes, whatever follows them."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
 def _refuse_archive(path: Path) -> None:
     """torch.save stores without compression, so an archive is never larger than its file."""
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,8 +117,13 @@ def _refuse_archive(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     size, there = sum(entry.file_size for entry in entries), path.stat().st_size
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    pickles = [e for e in entries if e.filename.endswith(".pkl") and e.file_size > MAX_PICKLE]
-    if packed or size > there or pickles:
+    pickles = [e for e in entries if e.filename.endswith(".pkl")]
+    if len(pickles) != 1 or not re.fullmatch(r"[^/]*/data\.pkl", pickles[0].filename):
+        names = ", ".join(e.filename for e in pickles) or "none"
+        raise CheckpointError(
+            f"{path} is refused: its pickles are {names}; torch.save writes one, data.pkl"
+        )
+    if packed or size > there or pickles[0].file_size > MAX_PICKLE:
         what = f"{packed[0]!r} is compressed" if packed else "its pickle is absurdly large"
         raise CheckpointError(
             f"{path} is refused: it unpacks to {size:,} bytes from {there:,} ({what}); torch.save "
@@ -174,7 +185,7 @@ def _named_in(path: Path) -> set[str]:
 
 def _opcodes(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """What the pickle of an archive, or the first pickles of a file, would do; nothing is done."""
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 pickles = [e for e in archive.namelist() if e.endswith(".pkl")]
@@ -193,8 +204,16 @@ def _opcodes(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
             return
 
 
-def _refuse_nesting(path: Path) -> None:
-    """A tuple of tuples of tuples that share their parts takes for ever to hash or to print."""
+def _refuse_pickle(path: Path) -> None:
+    """Refuse what ``weights_only`` lets pass: bytes out of nothing, and tuples without end.
+
+    A tuple of tuples of tuples that share their parts takes for ever to hash or to print.
+    """
+    if any(name.endswith(".bytearray") for name in _named_in(path)):
+        raise CheckpointError(
+            f"{path} is refused: it asks for bytes that it does not hold (bytearray); torch.save "
+            "of a state dict writes no such file"
+        )
     stack: list[int | None] = []  # of each value how deep its tuples lie; None: a mark
     memo: dict[Any, int] = {}
     for opcode, value in _opcodes(path):

@@ -212,11 +212,15 @@ def predictions(logits: Tensor, data_samples: Labels | None) -> list[Any]:
     return results
 
 
+#: Parts of classifiers, detectors and segmentors that tell the classes of the data apart.
+HEADS = ("head", "decode_head", "auxiliary_head", "bbox_head", "mask_head")
+
+
 def check_labels(model: nn.Module, dataset: Any, where: str) -> None:
     """Refuse a head with another number of classes than the data.
 
     Args:
-        model: a classifier; others pass.
+        model: a classifier, or one with the heads of mmdet or mmseg; others pass.
         dataset: says its classes in ``metainfo['classes']``; others pass.
         where: name of the data in the message.
 
@@ -224,11 +228,12 @@ def check_labels(model: nn.Module, dataset: Any, where: str) -> None:
         ValueError: the numbers differ.
     """
     model = getattr(model, "module", model)
-    wanted = getattr(getattr(model, "head", None), "num_classes", None)
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    if wanted is not None and classes is not None and len(classes) != wanted:
-        raise ValueError(
-            f"{where}: the data have {len(classes)} classes, but model.head.num_classes={wanted}; "
-            "set "
-            f"model.head.num_classes={len(classes)}"
-        )
+    for name, head in model.named_modules() if classes is not None else ():
+        parts = [part for part in name.split(".") if not part.isdigit()]
+        wanted = getattr(head, "num_classes", None)
+        if parts and parts[-1] in HEADS and isinstance(wanted, int) and wanted != len(classes):
+            raise ValueError(
+                f"{where}: the data have {len(classes)} classes, but model.{name}.num_classes="
+                f"{wanted}; set model.{name}.num_classes={len(classes)}"
+            )

@@ -1,5 +1,6 @@
 """Images that cannot be read: named, counted, replaced in training up to a budget, never else."""
 
+import contextlib
 import json
 import math
 import os
@@ -50,8 +51,12 @@ class Quarantine:
         """Index and error of every image in the file."""
         if not self.path.exists():
             return {}
-        entries = map(json.loads, self.path.read_text().splitlines())
-        return {entry["index"]: f"{entry['image']}: {entry['error']}" for entry in entries}
+        found = {}
+        for line in self.path.read_text("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+                entry = json.loads(line)
+                found[entry["index"]] = f"{entry['image']}: {entry['error']}"
+        return found
 
     def add(self, index: int, name: str, error: Exception) -> None:
         """Name a bad image.
@@ -172,6 +177,11 @@ class BadImagesHook(Hook):
         """The quarantine of a run's training data."""
         budget = min(math.ceil(self.budget * len(dataset)), len(dataset) - 1)
         return Quarantine(Path(runner.work_dir, FILE), budget)
+
+    def before_train(self, runner: Runner) -> None:
+        """A run that starts anew looks at every image anew."""
+        if is_main_process() and not runner._resume:
+            Path(runner.work_dir, FILE).unlink(missing_ok=True)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Tell how many images were replaced."""

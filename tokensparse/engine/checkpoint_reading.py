@@ -1,5 +1,6 @@
 """Reading checkpoints: nothing in them is run, damaged ones are named."""
 
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from mmengine.logging import HistoryBuffer
-from numpy._core.multiarray import _reconstruct, scalar  # type: ignore[attr-defined]
+from mmengine.runner import checkpoint as mm_checkpoint
+from numpy._core.multiarray import scalar  # type: ignore[attr-defined]
 
+from tokensparse.backbones.pretrained import local_file
 from tokensparse.checkpoint import CheckpointError, safe_load
-from tokensparse.engine.whole_files import DamagedFileError, check_hash, hash_file
+from tokensparse.checkpoint.hashes import DamagedFileError, check_hash, hash_file
 
 
 def buffer_statistic(owner: object, name: str) -> Callable:
@@ -21,13 +24,20 @@ def buffer_statistic(owner: object, name: str) -> Callable:
     return statistic
 
 
+def empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
+    """Stands for numpy's ``_reconstruct``: the empty array that every array is unpickled into."""
+    if kind is not np.ndarray or tuple(shape) != (0,):
+        raise ValueError(f"an array of shape {str(shape)[:40]} before its content is refused")
+    return np.empty(0)
+
+
 #: What mmengine's checkpoints hold beside tensors and plain containers: numbers, which run nothing.
 HARMLESS = [
     HistoryBuffer,
     (buffer_statistic, "builtins.getattr"),
     np.ndarray,
     np.dtype,
-    _reconstruct,
+    *((empty_array, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")),
     scalar,
     *(getattr(np.dtypes, n) for n in ("Float32DType", "Float64DType", "Int32DType", "Int64DType")),
 ]
@@ -67,6 +77,33 @@ def read_checkpoint(
     if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
     return checkpoint
+
+
+def read_safely_everywhere() -> None:
+    """Let mmengine's own initialisers and loaders read as :func:`safe_load` does, from now on.
+
+    Left alone they read with ``weights_only=False`` what ``weights_only=True`` refuses: the
+    ``init_cfg`` of a head, a whole model or a part of mmdet or mmseg would run a file's code.
+    """
+    mm_checkpoint._safe_torch_load = _load_safely
+    mm_checkpoint.load_url = _load_url_safely
+
+
+def _load_safely(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    """A path, or the content of a file that mmengine fetched."""
+    if isinstance(file, (str, Path)):
+        return read_checkpoint(file, map_location or "cpu")
+    with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
+        copy.write(file.read())
+        copy.flush()
+        return read_checkpoint(copy.name, map_location or "cpu")
+
+
+def _load_url_safely(
+    url: str, model_dir: str | None = None, map_location: Any = None, **_: Any
+) -> Any:
+    """A file at an http address, fetched once."""
+    return read_checkpoint(local_file(url), map_location or "cpu")
 
 
 def _check_sums(path: str | Path) -> None:

@@ -8,20 +8,26 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
+from tokensparse.checkpoint.hashes import check_hash, hash_file
 from tokensparse.engine.checkpoint_reading import read_checkpoint
-from tokensparse.engine.whole_files import check_hash, hash_file, remove_hashed, write_whole
+from tokensparse.engine.whole_files import remove_hashed, write_whole
 from tokensparse.registry import HOOKS
 
 
 class LateRemoval:
     """A file backend whose ``remove`` waits until :meth:`settle`.
 
+    What a checkpoint calls the run's best is nobody's word: only files of the run's own folder are
+    ever removed, and no folder is.
+
     Args:
         backend: mmengine's, for everything else.
+        folder: where the run's checkpoints lie.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, folder: str | Path) -> None:
         self.backend = backend
+        self.folder = Path(folder).resolve()
         self.waiting: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -29,7 +35,11 @@ class LateRemoval:
 
     def remove(self, filepath: str | Path) -> None:
         """Remember to remove a file."""
-        self.waiting.append(str(filepath))
+        if Path(filepath).resolve().parent == self.folder:
+            self.waiting.append(str(filepath))
+
+    def rmtree(self, dir_path: str | Path) -> None:
+        """Remove nothing."""
 
     def settle(self, keep: Sequence[str | None]) -> None:
         """Remove what was to be removed, but nothing in ``keep``."""
@@ -37,6 +47,10 @@ class LateRemoval:
             if path not in keep:
                 remove_hashed(path)
         self.waiting.clear()
+
+
+#: A run may go on with so many times fewer processes, and so many times more iterations.
+MOST_PROCESSES = 4096
 
 
 @HOOKS.register_module()
@@ -49,7 +63,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Postpone removals."""
         super().before_train(runner)
-        self.file_backend = LateRemoval(self.file_backend)
+        self.file_backend = LateRemoval(self.file_backend, self.out_dir)
         self._newest: str | None = None
 
     def _save_checkpoint(self, runner: Runner) -> None:
@@ -74,7 +88,8 @@ class CheckpointHook(MMEngineCheckpointHook):
 def newest_valid(folder: str | Path, warn: Any = print) -> Path | None:
     """The checkpoint from which a run goes on: the one with most iterations that is not damaged.
 
-    Checkpoints without the optimiser's state (the best ones) are not looked at.
+    Checkpoints without the optimiser's state (the best ones) are not looked at, and those of an
+    earlier run in the same folder are not, either.
 
     Args:
         folder: a run's work dir.
@@ -91,13 +106,17 @@ def newest_valid(folder: str | Path, warn: Any = print) -> Path | None:
     for path in sorted(Path(folder).glob("*.pth")):
         try:
             checkpoint = read_checkpoint(path, lazily=True)
-        except ValueError as error:
+            changed = path.stat().st_mtime_ns
+        except (ValueError, OSError) as error:
             damaged.append(f"{error}")
             warn(f"passed over: {error}")
             continue
-        if "optimizer" in checkpoint and "iter" in checkpoint.get("meta", {}):
-            found.append((checkpoint["meta"]["iter"], path.stat().st_mtime_ns, path))
-    for _, _, path in sorted(found, reverse=True):
+        meta = checkpoint.get("meta")
+        if "optimizer" in checkpoint and isinstance(meta, dict) and _is_count(meta.get("iter")):
+            found.append((changed, meta["iter"], _run_of(meta), path))
+    runs = [run for _, _, run, _ in sorted(found, reverse=True)]
+    same = [(steps, at, path) for at, steps, run, path in found if run == runs[0]]
+    for _, _, path in sorted(same, reverse=True):
         try:
             if hash_file(path).is_file():
                 check_hash(path)
@@ -113,6 +132,43 @@ def newest_valid(folder: str | Path, warn: Any = print) -> Path | None:
             f"no checkpoint in {Path(folder).resolve()} is valid:\n  " + "\n  ".join(damaged)
         )
     return None
+
+
+def _run_of(meta: Mapping[str, Any]) -> Any:
+    """Which run wrote a checkpoint, where it says so."""
+    resume = meta.get("resume")
+    return resume.get("run") if isinstance(resume, dict) else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_progress(path: str, checkpoint: Mapping[str, Any], most: int) -> None:
+    """Refuse to go on from a file that says no sensible place in a run.
+
+    Args:
+        path: of the file, for the message.
+        checkpoint: its content.
+        most: iterations of the run.
+
+    Raises:
+        ValueError: no training state, or counts that are none.
+    """
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, dict) or "optimizer" not in checkpoint:
+        raise ValueError(
+            f"{path} holds weights, but no state of a run to resume; start a run from them with "
+            "load_from=<file> and without --resume"
+        )
+    for name in ("epoch", "iter"):
+        if not _is_count(meta.get(name)) or meta[name] > MOST_PROCESSES * max(most, 1):
+            raise ValueError(
+                f"{path} cannot be resumed: its {name} is {str(meta.get(name))[:40]}, but this run "
+                f"has {most} iterations"
+            )
+    if not isinstance(meta.get("seed"), int | None):
+        raise ValueError(f"{path} cannot be resumed: its seed is no number")
 
 
 def agree_on_newest(runner: Runner) -> Path | None:

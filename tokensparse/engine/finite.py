@@ -5,7 +5,7 @@ processes: they all see it, and none takes the step. Looking costs one number re
 per step: the norm of the gradients, or nothing where ``clip_grad`` has just read it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,28 @@ def poisoned(outputs: Mapping[str, Any], total: Tensor) -> dict[str, Any]:
     return {k: times(v) if "loss" in k else v for k, v in outputs.items()}
 
 
+class BeforeClipping:
+    """Calls a function before a wrapper clips its gradients, until it is removed.
+
+    Args:
+        wrapper: of an optimiser.
+        look: called without arguments.
+    """
+
+    def __init__(self, wrapper: OptimWrapper, look: Callable[[], Any]) -> None:
+        self.wrapper, clip = wrapper, wrapper._clip_grad
+
+        def looked_at() -> None:
+            look()
+            clip()
+
+        wrapper._clip_grad = looked_at
+
+    def remove(self) -> None:
+        """Clip without looking."""
+        self.wrapper.__dict__.pop("_clip_grad", None)
+
+
 @HOOKS.register_module()
 class FiniteHook(Hook):
     """Ends a run before a step that is not finite, and before a checkpoint that is not."""
@@ -81,6 +103,9 @@ class FiniteHook(Hook):
                 self._check_step(runner, own)
 
             self._handles.append(each.optimizer.register_step_pre_hook(look))
+            clip = each.clip_grad_kwargs
+            if clip and (each.grad_name != "grad_norm" or clip.get("error_if_nonfinite")):
+                self._handles.append(BeforeClipping(each, lambda own=each: self._look(runner, own)))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Remember which images the batch holds."""
@@ -98,6 +123,9 @@ class FiniteHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Save no weights that are not finite: the checkpoint before them stays the newest."""
         model = getattr(runner.model, "module", runner.model)
+        waiting = checkpoint.get("meta", {}).get("resume", {}).get("gradients", {})
+        if not all(torch.isfinite(grad).all() for grad in waiting.values()):
+            self._end(runner, "a gradient that waits for more batches is not finite", False)
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight.detach()).all():
                 raise NotFiniteError(
@@ -127,14 +155,20 @@ class FiniteHook(Hook):
             norm = wrapper.message_hub.get_scalar("train/grad_norm").current()
             finite = torch.isfinite(torch.as_tensor(norm)).item()
         else:
-            groups = wrapper.optimizer.param_groups
-            grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
-            finite = torch.isfinite(norm).item()
+            finite = self._look(runner, wrapper)
         if finite:
             self._since_step.clear()
             return
         self._end(runner, f"the norm of the gradients is {float(norm):g}")
+
+    def _look(self, runner: Runner, wrapper: OptimWrapper) -> bool:
+        """Raise where the gradients themselves are not finite."""
+        groups = wrapper.optimizer.param_groups
+        grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not torch.isfinite(norm).item() and not hasattr(wrapper, "loss_scaler"):
+            self._end(runner, f"the norm of the gradients is {float(norm):g}")
+        return True
 
     def _check_losses(self, runner: Runner) -> None:
         total = sum(sum(sums.values()) for sums, _ in self._since_step)
@@ -143,13 +177,14 @@ class FiniteHook(Hook):
         else:
             self._end(runner, "the loss is not finite")
 
-    def _end(self, runner: Runner, what: str) -> None:
+    def _end(self, runner: Runner, what: str, gather: bool = True) -> None:
         mine = []
         for sums, images in self._since_step:
             values = {k: float(v) for k, v in sums.items()}
             bad = not all(torch.isfinite(v).item() for v in sums.values())
             mine.append((bad, values, [image_name(d, i) for d, i in images], get_rank()))
-        batches = [batch for of_rank in all_gather_object(mine) for batch in of_rank]
+        ranks = all_gather_object(mine) if gather else [mine]
+        batches = [batch for of_rank in ranks for batch in of_rank]
         guilty = [b for b in batches if b[0]] or batches
         lines = [
             f"  process {rank}: {', '.join(f'{k} {v:g}' for k, v in values.items())}; "

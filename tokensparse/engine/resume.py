@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -45,6 +46,7 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] | None = None
+        self._run = uuid4().hex
 
     def state(self, runner: Runner) -> dict[str, Any]:
         """What a run needs to go on exactly; every process of a run must ask.
@@ -53,10 +55,12 @@ class ResumeHook(Hook):
             runner: the run.
 
         Returns:
-            ``random`` (per process), ``images_per_step``, ``steps_per_epoch``, ``gradients``; the
-            place in the data is the checkpoint's iteration.
+            ``run`` (the same however often it is resumed), ``random`` (per process),
+            ``images_per_step``, ``steps_per_epoch``, ``gradients``; the place in the data is the
+            checkpoint's iteration.
         """
         return {
+            "run": self._run,
             "random": all_gather_object(self._kept or random_state()),
             "images_per_step": images_per_step(runner),
             "steps_per_epoch": len(runner.train_dataloader),
@@ -70,6 +74,7 @@ class ResumeHook(Hook):
             runner: the run; weights, optimiser and counts are loaded.
             state: of the checkpoint.
         """
+        self._run = state.get("run", self._run)
         states = state["random"]
         self._kept = states[get_rank() % len(states)]
         if len(states) != get_world_size():

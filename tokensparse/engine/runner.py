@@ -16,8 +16,8 @@ from torch import nn
 from tokensparse.checkpoint import fit_head
 from tokensparse.classification.classifier import check_labels
 from tokensparse.engine.bad_images import BadImagesHook
-from tokensparse.engine.checkpoint_reading import read_checkpoint
-from tokensparse.engine.checkpoints import CheckpointHook, agree_on_newest
+from tokensparse.engine.checkpoint_reading import read_checkpoint, read_safely_everywhere
+from tokensparse.engine.checkpoints import CheckpointHook, agree_on_newest, check_progress
 from tokensparse.engine.finite import FiniteHook
 from tokensparse.engine.loader import WatchedLoader, watched
 from tokensparse.engine.loops import EndlessBatches, EpochLoop
@@ -51,6 +51,7 @@ class Runner(MMEngineRunner):
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Let several processes meet on machines without a GPU, and after a restart, too."""
         super().setup_env(meeting(env_cfg, self.launcher))
+        read_safely_everywhere()
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap for data-parallel training, on machines without a GPU, too."""
@@ -91,6 +92,8 @@ class Runner(MMEngineRunner):
             RuntimeError: keys or shapes that are not the model's.
         """
         checkpoint = read_checkpoint(filename, map_location)
+        if self._resume and isinstance(self._train_loop, BaseLoop):
+            check_progress(filename, checkpoint, self.max_iters)
         meta = checkpoint.get("meta", {})
         meta.pop("config", None)
         self._resume_state = meta.pop("resume", None)
@@ -181,10 +184,14 @@ class Runner(MMEngineRunner):
     def train(self) -> nn.Module:
         """Train, alone in the work dir."""
         with locked(self.work_dir):
+            super().dump_config()
             try:
                 return super().train()
             finally:
                 self.call_hook("release")
+
+    def dump_config(self) -> None:
+        """Wait until the work dir is this run's: see :meth:`train`."""
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Hooks of mmengine, and those that keep a run from being lost."""

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-
-class DamagedFileError(ValueError):
-    """A file whose bytes are not those that were written."""
+from tokensparse.checkpoint.hashes import hash_file
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -54,11 +52,6 @@ def write_whole(path: str | Path, content: bytes) -> None:
             os.close(folder)
 
 
-def hash_file(path: str | Path) -> Path:
-    """Where the hash of a file lies."""
-    return Path(f"{path}.sha256")
-
-
 def write_hashed(path: str | Path, content: bytes) -> None:
     """Write a file and its hash, so that at every moment the file agrees with one of its hashes.
 
@@ -76,36 +69,6 @@ def write_hashed(path: str | Path, content: bytes) -> None:
         write_whole(beside, (line + old).encode())
     write_whole(path, content)
     write_whole(beside, line.encode())
-
-
-def check_hash(path: str | Path) -> None:
-    """Compare a file with the hash beside it, where there is one.
-
-    Args:
-        path: the file.
-
-    Raises:
-        DamagedFileError: the file is not the one that was written.
-    """
-    beside = hash_file(path)
-    if not beside.is_file():
-        return
-    known = [
-        line.split()[0]
-        for line in beside.read_text("utf-8", "replace").splitlines()
-        if line.strip()
-    ]
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    found = digest.hexdigest()
-    if found not in known:
-        raise DamagedFileError(
-            f"{path} is damaged: its sha256 is {found[:12]}..., {beside.name} says "
-            f"{known[0][:12] + '...' if known else 'nothing'}. Copy it again from where it came, "
-            "or name an older checkpoint"
-        )
 
 
 def remove_hashed(path: str | Path) -> None:
