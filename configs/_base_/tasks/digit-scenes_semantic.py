@@ -10,7 +10,7 @@ _norm = dict(type="BN", requires_grad=True)
 _loss = dict(
     type="CrossEntropyLoss",
     use_sigmoid=False,
-    class_weight=[0.1] + [1.0] * 10,  # nine tenths of the pixels are background
+    class_weight=[0.2] + [1.0] * 10,  # nine tenths of the pixels are background
 )
 model = dict(
     data_preprocessor=dict(size=(128, 128), test_cfg=dict(size_divisor=32)),
@@ -64,9 +64,9 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(type="tokensparse.AutocastOptimWrapper", precision="auto")
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100),
-    dict(type="CosineAnnealingLR", begin=0, end=26, eta_min_ratio=0.01, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=0, end=30, eta_min_ratio=0.01, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=26, val_interval=2)
+train_cfg = dict(max_epochs=30, val_interval=2)
 log_processor = dict(by_epoch=True)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
