@@ -218,3 +218,14 @@ SHIPPED = {
 def test_what_the_houses_ship_passes(house: str, path: str) -> None:
     package = pytest.importorskip(house)
     check_config(Config.fromfile(Path(package.__file__).parent / ".mim/configs" / path))
+
+
+def test_variables_of_mmdet_are_not_changed_in_vain() -> None:
+    """Nobody reads a variable again once the files are read."""
+    pytest.importorskip("mmdet")
+    path = ROOT / "configs/quick/swin_cascade-mask-rcnn_digit-scenes.py"
+    for name in ("max_epochs", "optimizer", "train_pipeline", "vis_backends"):
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict({name: 1})
+        with pytest.raises(ConfigError, match=f"config: unknown key '{name}'"):
+            check_config(cfg)

@@ -84,15 +84,15 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
     names = [k for k in cfg if not str(k).startswith("_")]
     legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
-    if scope in MM_SCOPES:
-        own = own_variables(cfg)
-        names = [k for k in names if k in legal or k not in own]
-    refuse_unknown(names, legal, "config", note=_VARIABLES)
+    known = legal | FREE_VARIABLES if scope in MM_SCOPES else legal
+    read = getattr(cfg, "filename", None) is not None
+    own = own_variables(cfg) if read and scope in MM_SCOPES else set()
+    names = [k for k in names if k in legal or k not in own]
     for key in names:
-        _check(cfg[key], key, key, ())
-    for key in cfg:
-        if key.endswith("pipeline"):
-            _check(cfg[key], "pipeline", key, ())
+        unread = read and key not in legal
+        refuse_unknown([key], known - {key} if unread else known, "config", note=_VARIABLES)
+    for key in names:
+        _check(cfg[key], "pipeline" if key.endswith("pipeline") else key, key, ())
     if isinstance(cfg.get("model"), Mapping):
         _check_custom_keys(cfg)
         check_fit(cfg["model"])

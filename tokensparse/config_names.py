@@ -244,15 +244,12 @@ def is_variable(name: str, text: str) -> bool:
     return re.search(used, code) is not None
 
 
-def own_variables(cfg: Config | Mapping[str, Any]) -> set[str]:
+def own_variables(cfg: Config) -> set[str]:
     """Top-level names that a config's files keep for themselves and that nobody has changed since.
 
     A change after the files were read (``--cfg-options``) reaches nobody.
     """
-    filename = getattr(cfg, "filename", None)
-    if filename is None:
-        return set()
-    own, text = Config.fromfile(filename), cfg.text
+    own, text = Config.fromfile(cfg.filename), cfg.text
     known = (k for k in own if k in FREE_VARIABLES or is_variable(k, text))
     return {k for k in known if k in cfg and own[k] == cfg[k]}
 
