@@ -104,7 +104,9 @@ def test_clipping_hides_nothing(clip: dict, tmp_path: Path) -> None:
     assert all(f"image {i}" in str(told.value) for i in bad.images)
 
 
-def test_gradients_that_wait_are_not_saved_where_they_are_not_finite(tmp_path: Path) -> None:
+def test_gradients_that_wait_are_not_saved_where_they_are_not_finite(
+    tmp_path: Path, record_property: Callable
+) -> None:
     bad = Bad("loss", math.nan)  # step 7 of 8 that belong to one update
     cfg = tiny_config(tmp_path, accumulate=4)
     cfg.default_hooks.checkpoint.max_keep_ckpts = 1
@@ -112,6 +114,11 @@ def test_gradients_that_wait_are_not_saved_where_they_are_not_finite(tmp_path: P
         start(cfg, bad)
     assert all(f"image {i}" in str(told.value) for i in bad.images)
     assert newest_valid(tmp_path) == tmp_path / f"iter_{BAD_STEP - 1}.pth"
+    recorder(record_property)(
+        "NaN between two updates of a run that accumulates gradients",
+        "no checkpoint holds it; the last good one stays",
+        "the run ends with the batch's images; the checkpoint before is valid",
+    )
 
 
 def test_a_bad_activation_is_no_crash() -> None:

@@ -1,13 +1,14 @@
 """What a checkpoint says of itself is not believed: no file of others goes, no count is endless."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 from mmengine.config import Config
-from reliability import VALIDATION, start, tiny_config
+from reliability import VALIDATION, recorder, start, tiny_config
 
 from tokensparse.engine.checkpoints import newest_valid
 from tokensparse.engine.work_dir_lock import WorkDirInUseError
@@ -30,7 +31,9 @@ def changed(checkpoint: dict, folder: Path, **meta: object) -> Path:
     return folder / "other.pth"
 
 
-def test_nothing_outside_the_work_dir_is_removed(trained: dict, tmp_path: Path) -> None:
+def test_nothing_outside_the_work_dir_is_removed(
+    trained: dict, tmp_path: Path, record_property: Callable
+) -> None:
     victims = tmp_path / "victims"
     (victims / "inner").mkdir(parents=True)
     (victims / "inner/best.pth").write_text("dear")
@@ -45,7 +48,11 @@ def test_nothing_outside_the_work_dir_is_removed(trained: dict, tmp_path: Path) 
         start(cfg, resume=path)
         assert (victims / "inner/best.pth").read_text() == "dear"
         assert list((tmp_path / "work").glob("best_*.pth"))
-        cfg = None
+    recorder(record_property)(
+        "a checkpoint calls a folder, or a file elsewhere, the run's best",
+        "nothing outside the run's own folder is removed",
+        "both are there after a better one was saved",
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,19 +70,33 @@ def test_absurd_places_are_refused(trained: dict, tmp_path: Path, meta: dict, me
         start(tiny_config(tmp_path / "work"), resume=path)
 
 
-def test_weights_alone_cannot_be_resumed(trained: dict, tmp_path: Path) -> None:
+def test_weights_alone_cannot_be_resumed(
+    trained: dict, tmp_path: Path, record_property: Callable
+) -> None:
     torch.save(trained["state_dict"], tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="holds weights, but no state of a run to resume"):
         start(tiny_config(tmp_path / "work"), resume=tmp_path / "weights.pth")
+    recorder(record_property)(
+        "--resume with absurd counts, or with weights alone",
+        "refused in one line",
+        "refused; negative, endless and textual counts, too",
+    )
 
 
-def test_an_earlier_run_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_an_earlier_run_in_the_folder_is_not_gone_on_with(
+    tmp_path: Path, record_property: Callable
+) -> None:
     start(tiny_config(tmp_path, train_cfg=dict(max_epochs=2)))
     (tmp_path / "iter_10.pth").rename(tmp_path / "interrupted.pth")
     start(tiny_config(tmp_path, train_cfg=dict(max_epochs=1), randomness=dict(seed=3)))
     assert newest_valid(tmp_path) == tmp_path / "iter_5.pth"
     start(tiny_config(tmp_path, train_cfg=dict(max_epochs=2)), resume=True)
     assert newest_valid(tmp_path) == tmp_path / "iter_10.pth"
+    recorder(record_property)(
+        "checkpoints of an earlier run in the work dir",
+        "--resume goes on with the run that wrote last",
+        "it does, and keeps to it",
+    )
 
 
 def test_odd_entries_of_the_folder_are_passed_over(trained: dict, tmp_path: Path) -> None:
