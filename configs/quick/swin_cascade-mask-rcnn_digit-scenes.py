@@ -7,7 +7,8 @@ Start: the checkpoint of python tools/train.py configs/quick/swin_digits.py
 Command: python tools/train.py configs/quick/swin_cascade-mask-rcnn_digit-scenes.py
 Cost: 4 epochs of 2,000 scenes at 192 px, 4 a batch; about 35 CPU minutes.
 Published: none (data of our own).
-Measured: not run
+Measured: box AP 0.731, mask AP 0.665 (seed 0, fp32, AMD EPYC, torch 2.11.0; 47 minutes on one thread beside
+    other jobs); trained with 128 proposals at test (0.725, 0.661), tested again with 256.
 """
 
 _base_ = "../_base_/tasks/digit-scenes_instances.py"
