@@ -174,13 +174,17 @@ def _unsafe_globals(path: Path, error: Exception) -> list[str]:
 
 def _named_in(path: Path) -> set[str]:
     """Globals in the first pickles of a file or of its archive, by reading their opcodes."""
-    found, strings = set(), ["", ""]
-    for opcode, value in _opcodes(path):
-        if "GLOBAL" in opcode.name or opcode.name == "INST":
-            found.add(str(value).replace(" ", ".") if value else ".".join(strings[-2:]))
-        elif isinstance(value, str):
-            strings.append(value)
-    return found
+    strings: list[str] = ["", ""]
+    return {_named_by(opcode, value, strings) for opcode, value in _opcodes(path)} - {""}
+
+
+def _named_by(opcode: pickletools.OpcodeInfo, value: Any, strings: list[str]) -> str:
+    """The global that an opcode names, or nothing; ``strings`` remembers those before it."""
+    if "GLOBAL" in opcode.name or opcode.name == "INST":
+        return str(value).replace(" ", ".") if value else ".".join(strings[-2:])
+    if isinstance(value, str):
+        strings.append(value)
+    return ""
 
 
 def _opcodes(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
@@ -209,15 +213,16 @@ def _refuse_pickle(path: Path) -> None:
 
     A tuple of tuples of tuples that share their parts takes for ever to hash or to print.
     """
-    if any(name.endswith(".bytearray") for name in _named_in(path)):
-        raise CheckpointError(
-            f"{path} is refused: it asks for bytes that it does not hold (bytearray); torch.save "
-            "of a state dict writes no such file"
-        )
+    strings: list[str] = ["", ""]
     stack: list[int | None] = []  # of each value how deep its tuples lie; None: a mark
     memo: dict[Any, int] = {}
     for opcode, value in _opcodes(path):
         name = opcode.name
+        if _named_by(opcode, value, strings).endswith(".bytearray"):
+            raise CheckpointError(
+                f"{path} is refused: it asks for bytes that it does not hold (bytearray); "
+                "torch.save of a state dict writes no such file"
+            )
         if name == "MARK":
             stack.append(None)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):

@@ -153,22 +153,21 @@ class FiniteHook(Hook):
         clipped = wrapper.clip_grad_kwargs and wrapper.grad_name == "grad_norm"
         if clipped:
             norm = wrapper.message_hub.get_scalar("train/grad_norm").current()
-            finite = torch.isfinite(torch.as_tensor(norm)).item()
+            self._check_norm(runner, torch.as_tensor(norm))
         else:
-            finite = self._look(runner, wrapper)
-        if finite:
-            self._since_step.clear()
-            return
-        self._end(runner, f"the norm of the gradients is {float(norm):g}")
+            self._look(runner, wrapper)
+        self._since_step.clear()
 
-    def _look(self, runner: Runner, wrapper: OptimWrapper) -> bool:
+    def _look(self, runner: Runner, wrapper: OptimWrapper) -> None:
         """Raise where the gradients themselves are not finite."""
         groups = wrapper.optimizer.param_groups
         grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not torch.isfinite(norm).item() and not hasattr(wrapper, "loss_scaler"):
+        if not hasattr(wrapper, "loss_scaler"):
+            self._check_norm(runner, torch.nn.utils.get_total_norm(grads))
+
+    def _check_norm(self, runner: Runner, norm: Tensor) -> None:
+        if not torch.isfinite(norm).item():
             self._end(runner, f"the norm of the gradients is {float(norm):g}")
-        return True
 
     def _check_losses(self, runner: Runner) -> None:
         total = sum(sum(sums.values()) for sums, _ in self._since_step)
