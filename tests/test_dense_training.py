@@ -1,5 +1,6 @@
 """The quick dense configs at tiny scale: train, resume, test, draw, two processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_tools import ROOT, command
+from test_tools import CONFIG, ROOT, command
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -68,6 +69,77 @@ def test_train_test_and_draw(
     assert out.strip().splitlines()[-1].startswith("test") and metric in out
     drawn = list(work.rglob("vis_image/*.png"))
     assert drawn, "mm's visualisation hook has drawn nothing"
+
+
+VIEWS = """
+tta_model = dict(type="SegTTAModel")
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale_factor=ratio, keep_ratio=True) for ratio in RATIOS],
+            [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+"""
+
+
+def test_on_views_and_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """``--tta`` merges scales and flips, ``--show-dir`` draws; one plain view changes nothing."""
+    config, work = tiny(tmp_path, "stvit-r-swin", SEMANTIC), tmp_path / "work"
+    command("train", config, "--work-dir", str(work), capsys=capsys)
+    found = {}
+    flips = "(0.0, 1.0)"
+    cases = {
+        "plain": (),
+        "one view": ("[1.0]", "(0.0,)"),
+        "published": ("[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]", flips),
+    }
+    for case, told in cases.items():
+        path, out = tmp_path / "tested.py", tmp_path / f"{case}.json"
+        views = VIEWS.replace("RATIOS", told[0]).replace(flips, told[1]) if told else ""
+        path.write_text(f"_base_ = '{config}'\n{views}")
+        flags = ["--tta"] if told else ["--show-dir", str(tmp_path / "drawn")]
+        flags += ["--work-dir", str(tmp_path / case), "--out", str(out)]
+        flags += ["--cfg-options", f"visualizer.name={case}-{tmp_path.name}"]
+        command("test", str(path), str(work / "epoch_2.pth"), *flags, capsys=capsys)
+        found[case] = json.loads(out.read_text())
+    assert found["plain"] == found["one view"] != found["published"]
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 2
+
+
+def test_boxes_of_two_views(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """mmdet's own views where a config names none; masks, which it cannot merge, are refused."""
+    config, work = tiny(tmp_path, "swin", INSTANCES), tmp_path / "work"
+    command("train", config, "--work-dir", str(work), capsys=capsys)
+    flags = ("--tta", "--work-dir", str(tmp_path / "test"))
+    checkpoint = str(work / "epoch_2.pth")
+    with pytest.raises(SystemExit, match="DetTTAModel merges boxes only"):
+        command("test", config, checkpoint, *flags, capsys=capsys)
+    boxes = tmp_path / "boxes.py"
+    boxes.write_text(
+        f"_base_ = '{config}'\n"
+        "model = dict(roi_head=dict(mask_head=None, mask_roi_extractor=None))\n"
+        "test_evaluator = dict(metric='bbox')\nval_evaluator = test_evaluator\n"
+    )
+    state = torch.load(checkpoint, weights_only=False)["state_dict"]
+    torch.save({k: v for k, v in state.items() if "mask_head" not in k}, tmp_path / "boxes.pth")
+    out = command("test", str(boxes), str(tmp_path / "boxes.pth"), *flags, capsys=capsys)
+    assert "bbox_mAP" in out
+
+
+def test_views_that_no_config_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = tiny(tmp_path, "swin", SEMANTIC)
+    flags = ("--tta", "--work-dir", str(tmp_path / "test"))
+    with pytest.raises(SystemExit, match="the config names no tta_pipeline; mmseg's"):
+        command("test", config, "none.pth", *flags, capsys=capsys)
+    flags = ("--show-dir", str(tmp_path / "drawn"))
+    with pytest.raises(SystemExit, match="names no default_hooks.visualization"):
+        command("test", CONFIG, "none.pth", *flags, capsys=capsys)
 
 
 def test_resume_gives_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_models import HEADS, build, dense_config
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from small import image
 from torch import Tensor, nn
@@ -99,6 +102,22 @@ def test_multi_scale_flip_augmentation_of_mmseg() -> None:
     assert not each[0].equal(each[1])
 
 
+def test_training_of_mmseg_tells_the_valid_sizes() -> None:
+    """Its preprocessor pads images and maps of classes, and keeps the size of each image."""
+    pytest.importorskip("mmseg")
+    model = build_mm("mmseg").train()
+    seen: list[Any] = []
+    record = lambda m, args, kwargs: seen.append(kwargs.get("valid"))  # noqa: E731
+    model.backbone.register_forward_pre_hook(record, with_kwargs=True)
+    targets = mm_samples(model)
+    for target, size in zip(targets, SIZES, strict=True):
+        annotate("mmseg", target, size)
+    inputs = [image(size, 1)[0] for size in SIZES]
+    data = model.data_preprocessor(dict(inputs=inputs, data_samples=targets), True)
+    model(**data, mode="loss")
+    assert seen[0].tolist() == [list(size) for size in SIZES]
+
+
 def annotate(library: str, target: Any, size: tuple[int, int]) -> None:
     """One box with its mask, or a class for every pixel."""
     if library == "mmdet":
@@ -113,10 +132,9 @@ def annotate(library: str, target: Any, size: tuple[int, int]) -> None:
         target.gt_sem_seg = PixelData(data=torch.randint(0, 5, (1, *size)))
 
 
-@pytest.mark.parametrize("library", ["mmdet", "mmseg"])
-def test_a_training_step_with_auxiliary_losses(library: str) -> None:
+def takes_a_step(library: str, model: BaseModel) -> None:
     """train_step pads, adds the reducer's loss to the others and follows its gradient."""
-    model = build_mm(library, plan=WITH_LOSS).train()
+    model.train()
     targets = mm_samples(model)
     for target, size in zip(targets, SIZES, strict=True):
         annotate(library, target, size)
@@ -129,3 +147,34 @@ def test_a_training_step_with_auxiliary_losses(library: str) -> None:
     total = sum(float(value) for name, value in log.items() if "loss" in name and name != "loss")
     assert float(log["loss"]) == pytest.approx(total, rel=1e-5)
     assert weight.item() != before
+
+
+@pytest.mark.parametrize("library", ["mmdet", "mmseg"])
+def test_a_training_step_with_auxiliary_losses(library: str) -> None:
+    takes_a_step(library, build_mm(library, plan=WITH_LOSS))
+
+
+@pytest.mark.parametrize("head", ["deformable-detr", "dino", "fcos", "mask2former"])
+def test_queries_and_dense_points(head: str) -> None:
+    """Heads of other kinds: no prediction sees the padding, and they train with the losses."""
+    inner = dense_config(head, "SwinTransformer", plan=WITH_LOSS, window_padding="masked")
+    if head == "fcos":
+        inner.test_cfg.score_thr = 0.0
+    elif head == "mask2former":
+        inner.data_preprocessor.update(size=(128, 160), test_cfg=dict(size=(128, 160)))
+    model = build(head, ConfigDict(type="tokensparse.TokenModel", model=inner)).eval()
+    library = HEADS[head][0]
+
+    def results(of: BaseModel, noise: float) -> list[Tensor]:
+        given = mm_samples(model)
+        return numbers(of(batch(noise=noise), given, mode="predict"))
+
+    with torch.no_grad(), DefaultScope.overwrite_default_scope(library):
+        wrapped = [results(model, noise) for noise in (0, 5)]
+        plain = [results(model.model, noise) for noise in (0, 5)]
+    assert len(wrapped[0]) >= 2 and all(len(found) for found in wrapped[0])
+    assert all(a.equal(b) for a, b in zip(*wrapped, strict=True))
+    changed = [a.shape != b.shape or not a.equal(b) for a, b in zip(*plain, strict=True)]
+    assert any(changed), "the padding never mattered: the test proves nothing"
+    with DefaultScope.overwrite_default_scope(library):
+        takes_a_step(library, model)

@@ -131,7 +131,7 @@ def build_mm(library: str, test_cfg: Any = None, **settings: Any) -> BaseModel:
 
 
 def mm_samples(model: BaseModel, sizes: Any = SIZES) -> list[Any]:
-    if hasattr(model, "roi_head"):
+    if hasattr(model, "roi_head") or hasattr(model, "bbox_head"):
         from mmdet.structures import DetDataSample as Sample
     else:
         from mmseg.structures import SegDataSample as Sample
@@ -152,7 +152,7 @@ def mm_samples(model: BaseModel, sizes: Any = SIZES) -> list[Any]:
 def numbers(results: list[Any]) -> list[Tensor]:
     if "pred_instances" in results[0]:
         found = [r.pred_instances for r in results]
-        return [t for f in found for t in (f.bboxes, f.scores, f.labels, f.masks)]
+        return [f[name] for f in found for name in sorted(f.keys())]
     return [r.seg_logits.data for r in results]
 
 

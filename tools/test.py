@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.checkpoint import allow_globals
 from tokensparse.config_check import check_config
+from tokensparse.dense.views import test_on_views
 from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
 
@@ -22,6 +23,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="path of the weights")
     parser.add_argument("--work-dir", help="folder of the log; default work_dirs/<config>")
     parser.add_argument("--out", help="write the metrics to this JSON file")
+    parser.add_argument("--show-dir", help="draw predictions into this folder")
+    parser.add_argument(
+        "--tta", action="store_true", help="test on several views: the config's tta_pipeline"
+    )
     parser.add_argument(
         "--allow-globals",
         nargs="+",
@@ -37,6 +42,21 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def draw_into(cfg: Config, folder: Path) -> None:
+    """Let mmdet's or mmseg's visualisation hook draw every prediction below a folder."""
+    hook = (cfg.get("default_hooks") or {}).get("visualization")
+    if hook is None:
+        raise ValueError(
+            f"--show-dir {folder}: the config names no default_hooks.visualization of mmdet or "
+            "mmseg, which would draw; tools/visualize.py draws the tokens of a classifier"
+        )
+    hook.draw = True
+    if hook.type == "DetVisualizationHook":
+        hook.test_out_dir = str(folder)
+    else:
+        cfg.visualizer.save_dir = str(folder)
+
+
 def main() -> None:
     """Test."""
     args = parse_args()
@@ -50,13 +70,17 @@ def main() -> None:
         check_config(cfg)
         if args.out and not Path(args.out).resolve().parent.is_dir():
             raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+        if args.show_dir:
+            draw_into(cfg, Path(args.show_dir).resolve())
         cfg.replace_head = False  # what is tested is the checkpoint's own head
         cfg.load_from = args.checkpoint
         if "backbone" in cfg.model:
             cfg.model.backbone.init_cfg = None
+        if args.tta:
+            test_on_views(cfg)
         metrics = Runner.from_cfg(cfg).test()
         if args.out and is_main_process():
-            Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
+            Path(args.out).write_text(json.dumps(metrics, indent=1, default=float) + "\n")
         part()
 
 

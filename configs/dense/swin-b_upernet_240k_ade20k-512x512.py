@@ -4,7 +4,7 @@ Paper: Swin Transformer (arXiv:2103.14030), Sec. 4.3; the baseline of STViT (arX
     recipe for Swin, drop path 0.3, batch 16: the same as for STViT-R-Swin-B.
 Command: python tools/train.py configs/dense/swin-b_upernet_240k_ade20k-512x512.py
     Multi-scale test (0.5-1.75 with flips, as published): the config's tta_model and tta_pipeline,
-    --tta of mmseg's tools/test.py.
+    python tools/test.py CONFIG CHECKPOINT --tta.
 Cost: backbone 86.7 M parameters, 80.9 GMACs at 512 x 512; hours not measured. The official
     ImageNet-1K weights are fetched (checkpoint of init_cfg).
 Published: 49.7 mIoU, multi-scale.

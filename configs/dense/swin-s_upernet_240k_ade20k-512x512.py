@@ -4,7 +4,7 @@ Paper: Swin Transformer (arXiv:2103.14030), Sec. 4.3; the baseline of STViT (arX
     recipe for Swin, drop path 0.3, batch 16: the same as for STViT-R-Swin-S.
 Command: python tools/train.py configs/dense/swin-s_upernet_240k_ade20k-512x512.py
     Multi-scale test (0.5-1.75 with flips, as published): the config's tta_model and tta_pipeline,
-    --tta of mmseg's tools/test.py.
+    python tools/test.py CONFIG CHECKPOINT --tta.
 Cost: backbone 48.8 M parameters, 45.9 GMACs at 512 x 512; hours not measured. The official
     ImageNet-1K weights are fetched (checkpoint of init_cfg).
 Published: 49.3 mIoU, multi-scale.

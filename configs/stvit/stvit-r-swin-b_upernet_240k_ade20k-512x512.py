@@ -4,7 +4,7 @@ Paper: STViT (arXiv:2303.08685), Sec. 3.4 and 4.3. The authors released no segme
     and augmentation are those of mmseg's Swin, drop path 0.3, batch 16.
 Command: python tools/train.py configs/stvit/stvit-r-swin-b_upernet_240k_ade20k-512x512.py
     Multi-scale test (0.5-1.75 with flips, as published): the config's tta_model and tta_pipeline,
-    --tta of mmseg's tools/test.py.
+    python tools/test.py CONFIG CHECKPOINT --tta.
 Cost: backbone 86.8 M parameters, 53.9 GMACs at 512 x 512 (dense baseline: 80.9); hours not measured.
 Published: 48.9 mIoU, multi-scale; dense Swin-B 49.7.
 Measured: not run

@@ -99,7 +99,9 @@ class Runner(MMEngineRunner):
         self._resume_state = meta.pop("resume", None)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state = {k.removeprefix("module."): v for k, v in checkpoint["state_dict"].items()}
-        model = getattr(self.model, "module", self.model)
+        model = self.model
+        while hasattr(model, "module"):  # data-parallel training, and views of one image
+            model = model.module
         replace = not self._resume and self.cfg.get("replace_head", False)
         model.load_state_dict(fit_head(state, model, filename, replace), strict=strict)
         self._has_loaded = True
