@@ -24,9 +24,9 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
 
 
-def entries() -> dict[str, dict]:
+def entries(kind: str = "models") -> dict[str, dict]:
     files = ROOT.glob("configs/*/metafile.yml")
-    models = [m for f in files for m in yaml.safe_load(f.read_text())["models"]]
+    models = [m for f in files for m in yaml.safe_load(f.read_text()).get(kind, [])]
     return {m["config"]: m for m in models}
 
 
@@ -48,6 +48,13 @@ def test_config_passes_builds_and_has_its_entry(path: Path) -> None:
     entry = entries().get(str(path.relative_to(ROOT)))
     meta = cfg.get("model") if entry is None else entry
     if cfg.model.type != "tokensparse.ImageClassifier":
+        entry = entries("dense")[str(path.relative_to(ROOT))]
+        settings = {k: v for k, v in cfg.model.backbone.items() if k != "init_cfg"}
+        with torch.device("meta"):
+            found = count(MODELS.build(settings), entry["size"])
+        assert (entry["parameters"], entry["gmacs"]) == (found.params, round(found.macs / 1e9, 5))
+        published = " ".join(ast.get_docstring(ast.parse(path.read_text())).split())
+        assert all(str(v) in published for v in (entry["published"] or {}).values())
         return
     assert entry is not None, "no entry in metafile.yml"
     with torch.device("meta"):

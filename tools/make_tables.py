@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = (
     "| config | model | data | parameters (M) | GMACs | published top-1 (%) | measured top-1 (%) |"
 )
+DENSE_HEADER = (
+    "| config | backbone | head | data | backbone parameters (M) | backbone GMACs | published "
+    "| measured |"
+)
+#: Metrics of dense prediction as the metafiles name them, and as people do.
+DENSE_METRICS = {"box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU"}
 
 
 def table(meta: dict[str, Any], folder: Path) -> str:
@@ -33,12 +39,15 @@ def table(meta: dict[str, Any], folder: Path) -> str:
         "Papers: " + ", ".join(f"<{url}>" for url in meta["papers"]) + ".",
         "GMACs are multiply-accumulates of one image and forward pass, in 10^9.",
         "",
-        HEADER,
-        "|" + "---|" * (HEADER.count("|") - 1),
     ]
     notes: list[str] = []
-    for model in meta["models"]:
-        lines.append(row(model, folder, notes))
+    if meta["models"]:
+        lines += [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
+        lines += [row(model, folder, notes) for model in meta["models"]]
+    if meta.get("dense"):
+        lines += ["", "Detection and segmentation; counts are of the backbone at the size named:", ""]
+        lines += [DENSE_HEADER, "|" + "---|" * (DENSE_HEADER.count("|") - 1)]
+        lines += [dense_row(model, folder, notes) for model in meta["dense"]]
     if notes:
         lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
     return "\n".join(lines) + "\n"
@@ -66,6 +75,32 @@ def row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def dense_row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
+    """One detector or segmentor."""
+    config = ROOT / model["config"]
+    measured = model.get("measured")
+    shown = "not run"
+    if measured:
+        notes.append(measured["how"])
+        shown = f"{dense_figures(measured)} ({len(notes)})"
+    cells = [
+        f"[{config.stem}]({up(config, folder)})",
+        model["model"],
+        model["head"],
+        model["data"],
+        f"{model['parameters'] / 1e6:.2f}",
+        f"{model['gmacs']:.2f} at {' x '.join(map(str, model['size']))}",
+        dense_figures(model["published"] or {}),
+        shown,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def dense_figures(found: dict[str, Any]) -> str:
+    """``box AP 51.8, mask AP 44.7``."""
+    return ", ".join(f"{DENSE_METRICS[k]} {v}" for k, v in found.items() if k in DENSE_METRICS)
+
+
 def up(path: Path, folder: Path) -> Path:
     """``path`` relative to ``folder`` or to the one above it."""
     if path.is_relative_to(folder):
@@ -73,8 +108,13 @@ def up(path: Path, folder: Path) -> Path:
     return Path("..") / path.relative_to(folder.parent)
 
 
-def counted(config: Path) -> tuple[int, float]:
-    """Parameters, and GMACs at the config's image size, of the model that a config builds."""
+def counted(config: Path, size: list[int] | None) -> tuple[int, float]:
+    """Parameters and GMACs of the model that a config builds, or of its backbone.
+
+    Args:
+        config: its file.
+        size: of the image for the backbone; None takes the whole model at the data's size.
+    """
     import torch
     from mmengine.config import Config
 
@@ -83,16 +123,20 @@ def counted(config: Path) -> tuple[int, float]:
     from tokensparse.registry import MODELS
 
     cfg = Config.fromfile(config)
+    model = cfg.model
+    if size is not None:
+        model = {k: v for k, v in cfg.model.backbone.items() if k != "init_cfg"}
     with torch.device("meta"):
-        found = count(MODELS.build(cfg.model), cfg.train_dataloader.dataset.img_size)
+        found = count(MODELS.build(model), size or cfg.train_dataloader.dataset.img_size)
     return found.params, round(found.macs / 1e9, 5)
 
 
 def recount(metafile: Path) -> None:
     """Renew the counts in a metafile; everything else stays as it is."""
     text = metafile.read_text()
-    for model in yaml.safe_load(text)["models"]:
-        params, gmacs = counted(ROOT / model["config"])
+    meta = yaml.safe_load(text)
+    for model in [*meta["models"], *meta.get("dense", [])]:
+        params, gmacs = counted(ROOT / model["config"], model.get("size"))
         entry = re.compile(
             rf"(- config: {re.escape(model['config'])}\n(?:  .*\n)*?  parameters: )"
             r"\S+(\n  gmacs: )\S+"
