@@ -1,14 +1,18 @@
 """Misspelt keys stop a run before data open."""
 
+import re
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from tokensparse.config_check import ConfigError, check_config
-from tokensparse.config_names import arguments, is_variable
+from tokensparse.config_check.names import arguments, is_variable
 
 ROOT = Path(__file__).parents[1]
+
+
+TRACE = dict(type="ProfilerHook")
 
 
 def config(**options) -> Config:
@@ -44,6 +48,13 @@ def config(**options) -> Config:
         (dict(randomness__sead=3), "sead", "seed"),
         (dict(env_cfg__cudnn_benchmrk=True), "cudnn_benchmrk", "cudnn_benchmark"),
         (dict(visualizer__vis_backend=[]), "vis_backend", "vis_backends"),
+        (dict(log_processor=dict(custom_cfg=[dict(data_scr="loss")])), "data_scr", "data_src"),
+        (dict(custom_hooks=[dict(type="ProfilerHook", schedule=dict(wayt=1))]), "wayt", "wait"),
+        (
+            dict(custom_hooks=[dict(TRACE, on_trace_ready=dict(type="log_trace", sortby=""))]),
+            "sortby",
+            "sort_by",
+        ),
     ],
 )
 def test_misspelt_keys_are_named_with_the_nearest(options: dict, key: str, nearest: str) -> None:
@@ -229,3 +240,54 @@ def test_variables_of_mmdet_are_not_changed_in_vain() -> None:
         cfg.merge_from_dict({name: 1})
         with pytest.raises(ConfigError, match=f"config: unknown key '{name}'"):
             check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(train_cfg=3), "train_cfg: expected a dict, got 3"),
+        (dict(model__backbone="swin"), "model.backbone: expected a dict, got 'swin'"),
+        (dict(train_dataloader__dataset=3), "train_dataloader.dataset: expected a dict, got 3"),
+        (dict(optim_wrapper=3), "optim_wrapper: expected a dict, got 3"),
+        (dict(optim_wrapper__paramwise_cfg=3), "optim_wrapper.paramwise_cfg: expected a dict"),
+        (
+            dict(optim_wrapper__paramwise_cfg__custom_keys=["a"]),
+            "optim_wrapper.paramwise_cfg.custom_keys: expected a dict, got ['a']",
+        ),
+        (
+            dict(optim_wrapper__paramwise_cfg__custom_keys=dict(head=3)),
+            "optim_wrapper.paramwise_cfg.custom_keys.head: expected a dict, got 3",
+        ),
+        (dict(custom_imports=3), "custom_imports: expected a dict, got 3"),
+        (dict(default_scope=3), "default_scope: expected text, got 3"),
+        (dict(work_dir=3), "work_dir: expected text, got 3"),
+        (dict(load_from=True), "load_from: expected text, got True"),
+        (dict(resume="last.pth"), "resume: expected True or False, got 'last.pth'"),
+        (dict(_extra_keys="abc"), "_extra_keys: expected a list of names, got 'abc'"),
+        (dict(_extra_keys=5), "_extra_keys: expected a list of names, got 5"),
+        (
+            dict(log_processor=dict(custom_cfg=[dict(data_src="loss", method_name="men")])),
+            "log_processor.custom_cfg[0].method_name: unknown method 'men' (did you mean 'mean'?)",
+        ),
+        (
+            dict(custom_hooks=[dict(TRACE, on_trace_ready=dict(type="log_trac"))]),
+            "on_trace_ready: unknown type 'log_trac' (did you mean 'log_trace'?)",
+        ),
+    ],
+)
+def test_values_of_another_kind_are_named(options: dict, message: str) -> None:
+    """What only a dict, a text or a switch can stand for is no raw error later on."""
+    cfg = config().to_dict()
+    for path, value in options.items():
+        *above, last = [path] if path.startswith("_") else path.split("__")
+        place = cfg
+        for name in above:
+            place = place[name]
+        place[last] = value
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(Config(cfg))
+
+
+def test_a_profiler_that_prints_is_legal() -> None:
+    trace = dict(type="log_trace", sort_by="self_cpu_time_total", row_limit=5)
+    check_config(config(custom_hooks=[dict(TRACE, schedule=dict(wait=1), on_trace_ready=trace)]))

@@ -61,6 +61,28 @@ TYPED = frozenset(
     }
 )
 
+#: Keys whose values are dicts or lists of dicts, or built objects: no number and no text.
+DICTS = frozenset(
+    {
+        *(set(REGISTRY_OF) - {"pipeline", "evaluator", "collate_fn"}),
+        *(
+            "backbone",
+            "neck",
+            "head",
+            "decode_head",
+            "rpn_head",
+            "roi_head",
+            "bbox_head",
+            "mask_head",
+        ),
+        *("train_dataloader", "val_dataloader", "test_dataloader", "env_cfg", "randomness"),
+        *("model_wrapper_cfg", "auto_scale_lr", "custom_imports", "paramwise_cfg", "custom_keys"),
+    }
+)
+#: Top-level keys whose values are text, or yes or no.
+TEXT = ("work_dir", "load_from", "launcher", "default_scope", "experiment_name")
+SWITCHES = ("resume", "sync_bn", "find_unused_parameters", "replace_head")
+
 #: Keys under which ``type`` is a word of the model that reads it, or a name in another library.
 OWN_TYPES = frozenset(
     {

@@ -1,0 +1,127 @@
+"""The whole of a config: what runs ask for before data open."""
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+
+from tokensparse.backbones import check_fit
+from tokensparse.config_check import keys  # noqa: F401  fills SPECIAL
+from tokensparse.config_check.names import (
+    FREE_VARIABLES,
+    MM_SCOPES,
+    PARAMETERS,
+    SWITCHES,
+    TEXT,
+    TOP_LEVEL_EXTRA,
+    UNTYPED,
+    arguments,
+    own_variables,
+    without_weights,
+)
+from tokensparse.config_check.walk import (
+    ConfigError,
+    check_value,
+    extra,
+    refuse_near,
+    refuse_unknown,
+)
+from tokensparse.plan.syntax import closest
+from tokensparse.registry import MODELS
+
+
+def check_config(cfg: Config | Mapping[str, Any]) -> None:
+    """Refuse what no constructor takes. Opens no data; of models only our backbone is built, empty.
+
+    Args:
+        cfg: a run's config, ``--cfg-options`` merged in. Top-level names with a leading underscore
+            are free variables; ``_extra_keys`` lists names that this check is to let pass at
+            any depth: those that only a model or data set of others reads.
+
+    Raises:
+        ConfigError: an unknown key or type, naming the path to it and the nearest right one.
+        ValueError: a neck or head that does not fit our backbone, see ``backbones.check_fit``.
+    """
+    refuse_near(cfg, ("default_scope", "custom_imports"), "config")
+    _check_kinds(cfg)
+    imports = cfg.get("custom_imports")
+    if imports:
+        refuse_unknown(imports, UNTYPED["custom_imports"], "custom_imports")
+        import_modules_from_strings(**imports)
+    scope = cfg.get("default_scope") or "mmengine"
+    if scope in MM_SCOPES:  # what their configs name without a scope is theirs
+        import_module(f"{scope}.utils").register_all_modules(init_default_scope=False)
+    token = extra.set(frozenset(cfg.get("_extra_keys") or ()))
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            _check_all(cfg, scope)
+    finally:
+        extra.reset(token)
+
+
+def _check_kinds(cfg: Config | Mapping[str, Any]) -> None:
+    """Text, switches and dicts at the top level, before anything reads them."""
+    for names, kind, expected in (
+        (TEXT, str, "text"),
+        (SWITCHES, bool, "True or False"),
+        (("custom_imports", "optim_wrapper"), Mapping, "a dict"),
+    ):
+        for name in names:
+            value = cfg.get(name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+    given = cfg.get("_extra_keys") or ()
+    if isinstance(given, str) or not all(isinstance(name, str) for name in _items(given)):
+        raise ConfigError(f"_extra_keys: expected a list of names, got {given!r}")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, Iterable) else (value,)
+
+
+def _check_all(cfg: Config | Mapping[str, Any], scope: str) -> None:
+    names = [k for k in cfg if not str(k).startswith("_")]
+    legal = arguments(Runner) - {"cfg"} | TOP_LEVEL_EXTRA
+    known = legal | FREE_VARIABLES if scope in MM_SCOPES else legal
+    read = getattr(cfg, "filename", None) is not None
+    own = own_variables(cfg) if read and scope in MM_SCOPES else set()
+    names = [k for k in names if k in legal or k not in own]
+    for key in names:
+        unread = read and key not in legal
+        refuse_unknown([key], known - {key} if unread else known, "config", note=_VARIABLES)
+    for key in names:
+        check_value(cfg[key], "pipeline" if key.endswith("pipeline") else key, key, ())
+    if isinstance(cfg.get("model"), Mapping):
+        _check_custom_keys(cfg)
+        check_fit(cfg["model"])
+
+
+_VARIABLES = (
+    "; a variable of the config itself begins with an underscore, or is named in _extra_keys"
+)
+
+
+def _check_custom_keys(cfg: Config | Mapping[str, Any]) -> None:
+    """Refuse a ``paramwise_cfg.custom_keys`` that no parameter's name holds."""
+    paramwise = (cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}
+    given = [k for k in paramwise.get("custom_keys", {}) if k not in PARAMETERS]
+    if not given:
+        return
+    try:
+        with torch.device("meta"):
+            model = MODELS.build(ConfigDict(without_weights(cfg["model"])))
+    except RuntimeError:  # some models of others compute while they are built
+        return
+    names = [name for name, _ in model.named_parameters()]
+    known = PARAMETERS | {part for name in names for part in name.split(".")}
+    for key in given:
+        if not any(key in name for name in names):
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg.custom_keys: unknown key {key!r}"
+                f"{closest(key, known)}: no parameter's name holds it"
+            )
