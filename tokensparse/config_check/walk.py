@@ -71,7 +71,12 @@ def check_value(value: Any, key: str, where: str, around: tuple[Registry, ...]) 
             check_value(item, key, f"{where}[{i}]", around)
         return
     if not isinstance(value, Mapping):
-        if key in DICTS and isinstance(value, (str, int, float)):
+        own = where.rsplit(".", 1)[-1].split("[")[0] == key
+        if (
+            (own or key == "default_hooks")
+            and key in DICTS
+            and isinstance(value, (str, int, float))
+        ):
             raise ConfigError(f"{where}: expected a dict, got {value!r}")
         return
     special = SPECIAL.get(key)
