@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokensparse import load_released
 from tokensparse.backbones import SparseSwin, STViTSwin, SwinTransformer, VisionTransformer
 from tokensparse.checkpoint import CheckpointError
+from tokensparse.engine.whole_files import write_hashed
 
 MAPS = (0, 1, 2, 3)
 ARCH = dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -170,6 +171,18 @@ def test_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "meta": Hostile()}, path)
     with pytest.raises(CheckpointError, match="exec"):
         SwinTransformer(SWIN, out_indices=MAPS, init_cfg=pretrained(path)).init_weights()
+
+
+def test_a_flipped_byte_is_seen(tmp_path: Path) -> None:
+    """A checkpoint of a run has its hash beside it, and ``init_cfg`` asks for it, too."""
+    path = Path(saved(tmp_path, SwinTransformer(SWIN, out_indices=MAPS).state_dict()))
+    write_hashed(path, path.read_bytes())
+    SwinTransformer(SWIN, out_indices=MAPS, init_cfg=pretrained(str(path))).init_weights()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="sha256"):
+        SwinTransformer(SWIN, out_indices=MAPS, init_cfg=pretrained(str(path))).init_weights()
 
 
 def test_other_initialisers_stay(tmp_path: Path) -> None:

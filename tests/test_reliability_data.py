@@ -14,7 +14,7 @@ from PIL import Image
 from reliability import QUIET, VALIDATION, recorder, same, start, tiny_config, weights
 
 from tokensparse.classification import DigitsDataset
-from tokensparse.engine.bad_images import FILE, BadImageError, BadImagesHook
+from tokensparse.engine.bad_images import FILE, BadImageError, BadImagesHook, Quarantine
 from tokensparse.engine.loader import LoaderError
 from tokensparse.registry import DATASETS
 
@@ -68,6 +68,15 @@ def test_replaced_and_named(
         "counted, named, replaced deterministically",
         "one line in bad_images.jsonl; the same run bit for bit with 0 and 2 workers",
     )
+
+
+def test_a_torn_line_of_the_quarantine_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    Quarantine(path, 9).add(3, "image 3", OSError("cut"))
+    path.write_bytes(path.read_bytes() + b'{"index": 4, "ima')
+    again = Quarantine(path, 9)
+    again.add(5, "image 5", OSError("cut"))
+    assert sorted(again.known()) == [3, 5]
 
 
 def test_missing_file_is_replaced(tmp_path: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Safe checkpoints: whole or absent, the old one removed last, the newest valid one found."""
 
+import errno
 import hashlib
 import os
 import random
@@ -21,6 +22,7 @@ from reliability import recorder, start, tiny_config
 from tokensparse.checkpoint.hashes import check_hash, hash_file
 from tokensparse.engine.checkpoint_reading import read_checkpoint
 from tokensparse.engine.checkpoints import newest_valid
+from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.whole_files import write_hashed, write_whole
 
 SOAK = bool(os.environ.get("TOKENSPARSE_SOAK"))
@@ -178,6 +180,11 @@ def test_full_disk(work_dir: Path, record_property: Callable) -> None:
         write_hashed(work_dir / "iter_10.pth", before + b"x")
     assert (work_dir / "iter_10.pth").read_bytes() == before
     check_hash(work_dir / "iter_10.pth")
+    with largest_file(len(before) // 2), pytest.raises(OSError, match=r"new\.pth was not written"):
+        write_hashed(work_dir / "new.pth", before)
+    assert not list(work_dir.glob("new.pth*"))
+    with pytest.raises(SystemExit, match="log or curves could not be written"), one_clear_message():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     recorder(record_property)(
         "disk full (RLIMIT_FSIZE) while a checkpoint is written",
         "the run ends and names the file; the newest valid checkpoint loads",

@@ -102,6 +102,8 @@ def test_same_seed_same_weights_and_resume_goes_on(
     assert not same(first, train("c", "randomness.seed=1"))
     train("d", "train_cfg.max_epochs=1")
     assert same(first, train("d", resume=("--resume",)))
+    train("e", "train_cfg.max_epochs=1")
+    assert same(first, train("e", "resume=True"))  # as mmengine's own switch
 
 
 def test_two_processes_train_together(narrow_config: str, tmp_path: Path) -> None:

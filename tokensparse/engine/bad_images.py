@@ -74,6 +74,8 @@ class Quarantine:
             known[index] = f"{name}: {type(error).__name__}: {error}"
             reason = f"{type(error).__name__}: {error}"
             line = json.dumps({"index": index, "image": name, "error": reason}) + "\n"
+            if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+                line = "\n" + line  # after one that a kill has cut short
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 os.write(file, line.encode())

@@ -1,5 +1,6 @@
 """How a run ends when something is wrong: one clear message instead of a stack."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ from mmengine.dist import is_distributed
 from tokensparse.engine.loader import LoaderError
 
 SHOW = "TOKENSPARSE_TRACEBACK"
+
+
+#: No room: on the disk, in the quota, for a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def bare(error: OSError) -> str:
+    """What an error says that names no file."""
+    return f"[Errno {error.errno}] {error.strerror}"
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -48,4 +58,9 @@ def one_clear_message() -> Iterator[None]:
             )
         elif not is_known(error):
             raise  # the stack is needed
+        elif isinstance(error, OSError) and error.errno in FULL and str(error) == bare(error):
+            told += (
+                ": the run's log or curves could not be written; make room on the disk of the work "
+                "dir and go on with --resume"
+            )
         sys.exit(f"{told}\n({SHOW}=1 shows where in the code)")

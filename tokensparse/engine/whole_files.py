@@ -67,7 +67,12 @@ def write_hashed(path: str | Path, content: bytes) -> None:
     old = beside.read_text() if path.exists() and beside.exists() else ""
     if old or not path.exists():
         write_whole(beside, (line + old).encode())
-    write_whole(path, content)
+    try:
+        write_whole(path, content)
+    except OSError:
+        if not path.exists():  # no hash of a file that is not there
+            beside.unlink(missing_ok=True)
+        raise
     write_whole(beside, line.encode())
 
 
