@@ -70,6 +70,33 @@ def test_resumed_is_uninterrupted(
     recorder(record_property)(f"stopped after any step ({name})", "nothing changes", happened)
 
 
+def test_a_schedule_that_follows_a_metric(tmp_path: Path, record_property: Callable) -> None:
+    """An epoch's checkpoint is older than its validation, which the resumed run makes up for."""
+    plateau = dict(
+        type="ReduceOnPlateauLR", monitor="accuracy/top1", rule="greater", patience=0, factor=0.5
+    )
+    settings = dict(
+        param_scheduler=[plateau],
+        default_hooks=dict(checkpoint=dict(interval=1, by_epoch=True)),
+        **VALIDATION,
+    )
+    whole, losses = start(tiny_config(tmp_path / "whole", **copy.deepcopy(settings)))
+    rates = []
+    for epoch in (1, 2, 3, 4):
+        checkpoint = tmp_path / "whole" / f"epoch_{epoch}.pth"
+        rates.append(read_checkpoint(checkpoint)["optimizer"]["param_groups"][0]["lr"])
+        cfg = tiny_config(tmp_path / "again", **copy.deepcopy(settings))
+        again, found = start(cfg, resume=checkpoint)
+        assert found.by_step == {s: v for s, v in losses.by_step.items() if s > 5 * epoch}
+        assert same(weights(whole), weights(again))
+    assert len(set(rates)) > 1, "the rate never fell: the test proves nothing"
+    recorder(record_property)(
+        "stopped after any epoch, with a schedule that follows a metric",
+        "nothing changes",
+        "the validation that the schedule waits for is made up for; equal bit for bit",
+    )
+
+
 def test_workers_do_not_change_a_run(tmp_path: Path) -> None:
     (alone, first), (helped, second) = (
         start(tiny_config(tmp_path / str(n), workers=n, **QUIET)) for n in (0, 2)

@@ -1,6 +1,6 @@
 """mmengine's training loops, going on at any batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop
@@ -12,8 +12,13 @@ from tokensparse.engine.data_order import OrderedBatches
 class EpochLoop(EpochBasedTrainLoop):
     """mmengine's, going on inside an epoch."""
 
+    _begun = False
+
     def run_epoch(self) -> None:
         """Run the batches of an epoch that have not been run."""
+        if not self._begun and self._owes_validation():
+            self.runner.val_loop.run()
+        self._begun = True
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         first = self._iter - self._epoch * len(self.dataloader)
@@ -27,6 +32,23 @@ class EpochLoop(EpochBasedTrainLoop):
             self.run_iter(idx, data_batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+
+    def _owes_validation(self) -> bool:
+        """Whether a schedule that follows a metric still waits for the resumed epoch's.
+
+        An epoch's checkpoint is written before its validation.
+        """
+        schedules = self.runner.param_schedulers or []
+        if isinstance(schedules, Mapping):
+            schedules = [one for each in schedules.values() for one in each]
+        return (
+            self._epoch > 0
+            and self._iter == self._epoch * len(self.dataloader)
+            and any(getattr(schedule, "need_val_args", False) for schedule in schedules)
+            and self.runner.val_loop is not None
+            and self._epoch >= self.val_begin
+            and self._epoch % self.val_interval == 0
+        )
 
 
 class EndlessBatches:
