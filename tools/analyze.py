@@ -13,35 +13,12 @@ import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import count
-from tokensparse.analysis.baseline import dense_of
+from tokensparse.analysis.baseline import backbone_of, bare_model, dense_of, shape_of
 from tokensparse.analysis.published import layer_norm_operations
 from tokensparse.config_check import check_config
-from tokensparse.registry import MODELS
-
-
-def model_of(cfg: Config, dense: bool) -> nn.Module:
-    """The classifier of a config, or the backbone alone under other heads; without data."""
-    backbone = dict(cfg.model.backbone)
-    backbone.pop("init_cfg", None)
-    if dense:
-        backbone = dense_of(backbone)
-    with torch.device("meta"):
-        if cfg.model.type.endswith("ImageClassifier"):
-            head = {k: v for k, v in cfg.model.head.items() if k != "in_channels"}
-            settings = dict(type="tokensparse.ImageClassifier", backbone=backbone, head=head)
-            return MODELS.build(settings)
-        return MODELS.build(backbone)
-
-
-def shape_of(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
-    """The size asked for, or the backbone's own."""
-    size = shape or cfg.model.backbone.get("img_size", 224)
-    rows, cols = (size, size) if isinstance(size, int) else size
-    return rows, cols
 
 
 def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dict[str, Any]:
@@ -58,10 +35,12 @@ def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dic
     """
     cfg = Config.fromfile(path)
     check_config(cfg)
-    size = shape_of(cfg, shape)
+    backbone = backbone_of(cfg, path)
+    size = shape_of(backbone, shape)
     found: dict[str, Any] = {"config": path, "shape": list(size)}
     for name, target in (("own", found), ("dense", found.setdefault("dense", {}))):
-        model = model_of(cfg, dense=name == "dense")
+        with torch.device("meta"):
+            model = bare_model(cfg, dense_of(backbone) if name == "dense" else backbone)
         cost = count(model, size)
         target["params"] = cost.params
         target["macs"] = cost.macs

@@ -45,7 +45,11 @@ def table(meta: dict[str, Any], folder: Path) -> str:
         lines += [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
         lines += [row(model, folder, notes) for model in meta["models"]]
     if meta.get("dense"):
-        lines += ["", "Detection and segmentation; counts are of the backbone at the size named:", ""]
+        lines += [
+            "",
+            "Detection and segmentation; counts are of the backbone at the size named:",
+            "",
+        ]
         lines += [DENSE_HEADER, "|" + "---|" * (DENSE_HEADER.count("|") - 1)]
         lines += [dense_row(model, folder, notes) for model in meta["dense"]]
     if notes:

@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 
 import tokensparse  # noqa: F401  registers everything
+from tokensparse.backbones import inner_model
 from tokensparse.checkpoint import allow_globals
 from tokensparse.config_check import check_config
 from tokensparse.dense.views import test_on_views
@@ -74,8 +75,8 @@ def main() -> None:
             draw_into(cfg, Path(args.show_dir).resolve())
         cfg.replace_head = False  # what is tested is the checkpoint's own head
         cfg.load_from = args.checkpoint
-        if "backbone" in cfg.model:
-            cfg.model.backbone.init_cfg = None
+        if "backbone" in (inner := inner_model(cfg.model)):
+            inner.backbone.init_cfg = None
         if args.tta:
             test_on_views(cfg)
         metrics = Runner.from_cfg(cfg).test()

@@ -22,6 +22,7 @@ import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import token_pictures as pictures
 from tokensparse.analysis.baseline import backbone_of
 from tokensparse.analysis.token_maps import dense_twin, patch_maps, with_before
+from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
 from tokensparse.classification.augmentation import ImagePreprocessor
 from tokensparse.config_check import check_config
@@ -138,8 +139,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    model = cfg.get("model") or {}
-    model = model.get("model", model) if "backbone" not in model else model
+    model = inner_model(cfg.get("model") or {})
     if args.plan is not None and isinstance(model.get("backbone"), Mapping):
         model.backbone.plan = plan_of(args.plan)
     check_config(cfg)

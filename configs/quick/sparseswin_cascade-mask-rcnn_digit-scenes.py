@@ -7,7 +7,8 @@ Start: the checkpoint of python tools/train.py configs/quick/sparseswin_digits.p
 Command: python tools/train.py configs/quick/sparseswin_cascade-mask-rcnn_digit-scenes.py
 Cost: 4 epochs of 2,000 scenes at 192 px, 4 a batch; about 35 CPU minutes.
 Published: none (data of our own).
-Measured: not run
+Measured: box AP 0.748, mask AP 0.680 (seed 0, fp32, AMD EPYC, torch 2.11.0; 43 minutes on one thread beside
+    other jobs).
 """
 
 _base_ = "../_base_/tasks/digit-scenes_instances.py"

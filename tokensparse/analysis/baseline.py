@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
 from tokensparse.registry import MODELS
 
@@ -78,7 +79,7 @@ def backbone_of(cfg: Mapping[str, Any], where: str = "the config") -> dict[str, 
     model = cfg.get("model")
     if not isinstance(model, Mapping):
         raise ValueError(f"{where} has no model; expected model=dict(backbone=dict(type=...), ...)")
-    backbone = model.get("backbone")
+    backbone = inner_model(model).get("backbone")
     if not isinstance(backbone, Mapping) or "type" not in backbone:
         raise ValueError(
             f"{where}: model.backbone={backbone!r}; expected a dict with type, such as "

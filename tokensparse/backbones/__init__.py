@@ -1,7 +1,7 @@
 """Backbones: one ViT, one Swin, and thin named presets; registered in ``MODELS``."""
 
 from tokensparse.backbones.base import Backbone
-from tokensparse.backbones.fit import check_fit
+from tokensparse.backbones.fit import check_fit, inner_model
 from tokensparse.backbones.sparse_swin import SparseSwin
 from tokensparse.backbones.stvit import STViTDeiT, STViTSwin
 from tokensparse.backbones.swin import SwinTransformer
@@ -15,4 +15,5 @@ __all__ = [
     "SwinTransformer",
     "VisionTransformer",
     "check_fit",
+    "inner_model",
 ]

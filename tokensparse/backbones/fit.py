@@ -19,6 +19,21 @@ HEADS = ("decode_head", "auxiliary_head", "panoptic_head", "bbox_head", "rpn_hea
 INNER = ("model", "module", "detector")
 
 
+def inner_model(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the model that holds the backbone, inside whatever wraps it.
+
+    Args:
+        model: settings of a model, in a TokenModel or other wrappers, or in none.
+
+    Returns:
+        Those with ``backbone``; ``model`` where none has one.
+    """
+    inner: Any = model
+    while isinstance(inner, Mapping) and "backbone" not in inner:
+        inner = next((inner[key] for key in INNER if isinstance(inner.get(key), Mapping)), None)
+    return model if inner is None else inner
+
+
 def check_fit(model: Mapping[str, Any]) -> None:
     """Refuse a detector or segmentor whose first part after our backbone does not fit it.
 

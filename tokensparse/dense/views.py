@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from tokensparse.backbones import inner_model
+
 #: What mmdet tests with where a config says nothing: the image and its mirror image.
 _DET_MODEL = dict(
     type="DetTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
@@ -55,7 +57,7 @@ test_on_views.__test__ = False  # no test of pytest's
 
 def _masks(model: Any) -> bool:
     """Whether a detector's settings hold a mask head."""
-    inner = model.model if model.type == "tokensparse.TokenModel" else model
+    inner = inner_model(model)
     return any(part.get("mask_head") for part in (inner, inner.get("roi_head") or {}))
 
 
