@@ -105,6 +105,10 @@ def absurd(folder: Path) -> list[str]:
             hashed.writestr(name, tuples_as_key(60) if pickled else source.read(name))
     torch.save({"w": torch.ones(1).half().expand(1 << 40)}, folder / "expanded.pth")
     torch.save({"w": torch.empty(1 << 40, device="meta")}, folder / "meta.pth")
+    for name, content in endless().items():
+        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3\n")
     index = torch.zeros(1, 1, dtype=torch.long)
     sparse = torch.sparse_coo_tensor(index, torch.ones(1), (1 << 40,), check_invariants=False)
     torch.save({"w": sparse}, folder / "sparse.pth")
@@ -137,6 +141,45 @@ def absurd(folder: Path) -> list[str]:
         (folder / f"{name}.safetensors").write_bytes(content)
     made = sorted(path.name for path in folder.iterdir() if path.name != "good.pth")
     return [name for name in made if name not in calls_names()]
+
+
+def text(value: str) -> bytes:
+    """Pickled, protocol 2."""
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def shared(number: int, width: int, opening: bytes, closing: bytes) -> bytes:
+    """Containers within containers, each holding the one before ``width`` times over."""
+    place = [struct.pack("<I", n) for n in range(number)]
+    code = opening + b"K\x00" * width + closing + b"r" + place[0]
+    for n in range(1, number):
+        code += opening + (b"j" + place[n - 1]) * width + closing + b"r" + place[n]
+    return code
+
+
+def endless() -> dict[str, bytes]:
+    """Pickles of some hundred bytes that ask for any amount of time or memory, by file name."""
+    encoded = b"c_codecs\nencode\n" + text("a" * 1000) + text("utf-8") + b"\x86R"
+    for _ in range(24):  # twice as long each time
+        encoded = b"c_codecs\nencode\n" + encoded + text("hex") + b"\x86R"
+    kind = b"cnumpy\ndtype\n" + text("V2000000000") + b"\x85R"
+    many = pickle.dumps(800_000_000, 2)[2:-1]
+    values = {
+        "encoded.pth": encoded,
+        "scalar.pth": b"cnumpy._core.multiarray\nscalar\n" + kind + b"\x85R",
+        "array.pth": b"cnumpy\nndarray\n" + many + b"\x85" + text("O") + b"\x86R",
+    }
+    made = {name: b"\x80\x02}" + text("x") + code + b"s." for name, code in values.items()}
+    made["wide_key.pth"] = b"\x80\x02" + shared(8, 100, b"(", b"t") + b"}j\7\0\0\0K\x01s."
+    return made
+
+
+def nested_lists() -> bytes:
+    """A checkpoint whose iteration is 10 ** 29 zeros; printing them takes for ever."""
+    last = b"j" + struct.pack("<I", 29)
+    counts = text("meta") + b"}(" + text("iter") + last + text("epoch") + last + b"u"
+    parts = text("state_dict") + b"}" + text("optimizer") + b"}" + counts
+    return b"\x80\x02" + shared(30, 10, b"](", b"e") + b"}(" + parts + b"u."
 
 
 def tuples_as_key(depth: int) -> bytes:

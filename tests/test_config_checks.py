@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 
-from tokensparse.config_check import ConfigError, check_config
+from tokensparse.config_check import ConfigError, check_config, merge_options
+from tokensparse.config_check.check import no_files
 from tokensparse.config_check.names import arguments, is_variable
 
 ROOT = Path(__file__).parents[1]
@@ -259,6 +262,15 @@ def test_variables_of_mmdet_are_not_changed_in_vain() -> None:
             "optim_wrapper.paramwise_cfg.custom_keys.head: expected a dict, got 3",
         ),
         (dict(custom_imports=3), "custom_imports: expected a dict, got 3"),
+        (dict(default_scope="nosuch"), "default_scope: unknown scope 'nosuch'"),
+        (
+            dict(custom_imports=dict(imports=["no_such"])),
+            "custom_imports: Failed to import",
+        ),
+        (dict(train_cfg__max_epochs=0), "train_cfg.max_epochs: expected a whole number from 1"),
+        (dict(train_cfg__val_interval=0), "train_cfg.val_interval: expected a whole number from 1"),
+        (dict(optim_wrapper__clip_grad=5), "optim_wrapper.clip_grad: expected a dict, got 5"),
+        (dict(env_cfg=dict(dist_cfg=5)), "env_cfg.dist_cfg: expected a dict, got 5"),
         (dict(default_scope=3), "default_scope: expected text, got 3"),
         (dict(work_dir=3), "work_dir: expected text, got 3"),
         (dict(load_from=True), "load_from: expected text, got True"),
@@ -286,6 +298,55 @@ def test_values_of_another_kind_are_named(options: dict, message: str) -> None:
         place[last] = value
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_config(Config(cfg))
+
+
+def test_options_that_nothing_reads_are_refused() -> None:
+    cfg = config()
+    with pytest.raises(ConfigError, match=r"--cfg-options _data.root: a free variable"):
+        merge_options(cfg, {"_data.root": "x"})
+    merge_options(cfg, {"_extra_keys": ["a"], "train_cfg.max_epochs": 3})
+    assert cfg.train_cfg.max_epochs == 3
+
+
+def test_a_check_reads_no_file(tmp_path: Path) -> None:
+    """Parts of others that load weights while they are built load none in a check."""
+
+    class Canary:
+        def __reduce__(self) -> tuple:
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",)
+
+    torch.save(Canary(), tmp_path / "evil.pth")
+    with pytest.raises(RuntimeError, match="no checkpoint is read"), no_files():
+        torch.load(tmp_path / "evil.pth", weights_only=False)
+
+    class Reads(BaseModel):
+        def __init__(self, file: str) -> None:
+            torch.load(file, weights_only=False)
+
+        def forward(self) -> None:
+            pass
+
+    paramwise = dict(custom_keys={"stem.conv": dict(lr_mult=0.1)})
+    model = dict(type=Reads, file=str(tmp_path / "evil.pth"))
+    check_config(Config(dict(model=model, optim_wrapper=dict(paramwise_cfg=paramwise))))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_variable_of_the_users_own_file_is_used(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet")
+    path = tmp_path / "own.py"
+    base = ROOT / "configs/quick/swin_cascade-mask-rcnn_digit-scenes.py"
+    for text, named in (
+        ("batch_size = 2", "batch_size"),
+        ("optimizer = dict(type='SGD', lr=1.0)", "optimizer"),
+        ("batch_size = 2\ntrain_dataloader = dict(batch_size=batch_size)", None),
+    ):
+        path.write_text(f"_base_ = {str(base)!r}\n{text}\n")
+        if named is None:
+            check_config(Config.fromfile(path))
+            continue
+        with pytest.raises(ConfigError, match=f"unknown key '{named}'"):
+            check_config(Config.fromfile(path))
 
 
 def test_a_profiler_that_prints_is_legal() -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.datasets import STL10
 
 from tokensparse.classification import (
+    ImageFolderDataset,
     ImageNet100Dataset,
     ImageNetDataset,
     MissingDataError,
@@ -93,8 +94,30 @@ def test_class_folders_that_are_absent_are_named(tmp_path: Path) -> None:
         (tmp_path / place).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / place / "0.JPEG")
     Two(str(tmp_path), "train")
-    with pytest.raises(MissingDataError, match=r"1 class folders of the ImageNet-1K.*\(n02 "):
+    with pytest.raises(MissingDataError, match=r"1 class folders of ImageNet-1K.*\(n02 "):
         Two(str(tmp_path), "val")
-    (tmp_path / "Labels.json").write_text('{"n01": "a", "n03": "b"}')
-    with pytest.raises(MissingDataError, match=r"1 class folders of ImageNet-100 \(n03 "):
+    (tmp_path / "Labels.json").write_text('{"n01": "a", "n02": "c", "n03": "b"}')
+    for split in ("train", "val"):
+        with pytest.raises(MissingDataError, match=r"class folders of ImageNet-100 \(n0"):
+            ImageNet100Dataset(str(tmp_path), split)
+    (tmp_path / "Labels.json").write_text('{"n01": "a"}')
+    with pytest.raises(ValueError, match=r"train: n02: no class of ImageNet-100, so these images"):
         ImageNet100Dataset(str(tmp_path), "train")
+    (tmp_path / "Labels.json").write_text('{"n01": "a')
+    with pytest.raises(MissingDataError, match=r"a whole Labels.json of ImageNet-100 .*\n.*Labels"):
+        ImageNet100Dataset(str(tmp_path), "train")
+
+
+def test_nothing_is_left_out_unsaid(tmp_path: Path) -> None:
+    """Folders that are no class, and classes without an image, stop a run before it starts."""
+    for place in ("train/cat", "train/dog", "val/cat", "val/Dog", "val/.thumbs"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "0.png")
+    ImageFolderDataset(str(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"val: Dog: no class of image folder, .* left out"):
+        ImageFolderDataset(str(tmp_path), "val")
+    (tmp_path / "val/Dog").rename(tmp_path / "val/dog")
+    assert len(ImageFolderDataset(str(tmp_path), "val")) == 2
+    (tmp_path / "val/dog/0.png").unlink()
+    with pytest.raises(MissingDataError, match=r"images of image folder in 1 class folders .dog."):
+        ImageFolderDataset(str(tmp_path), "val")

@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis.attention_depth import DepthRow, attention_depth, attention_maps
-from tokensparse.config_check import check_config
+from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import DATASETS, MODELS
 
@@ -164,8 +164,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         What goes to the JSON file.
     """
     cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     check_config(cfg)
     model = build(cfg, args.checkpoint)
     given = list(batches(cfg, model, args.images, args.batch))

@@ -16,7 +16,7 @@ from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.checkpoint import allow_globals
-from tokensparse.config_check import check_config
+from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.export import Exported, deployable, export_model, format_of, load_weights
 
@@ -53,8 +53,7 @@ def export(args: argparse.Namespace) -> Exported:
     format_of(Path(args.out), args.format)
     state = read_checkpoint(args.checkpoint)["state_dict"] if args.checkpoint else None
     cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     check_config(cfg)
     torch.manual_seed(0)
     part = deployable(cfg)

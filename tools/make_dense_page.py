@@ -1,6 +1,7 @@
 """Write docs/dense_prediction.md and its curves from docs/results/dense_prediction.json.
 
-``--check`` only compares the page.
+Figures go to ``configs/quick/metafile.yml``, too, for ``tools/make_tables.py``. ``--check`` only
+compares the page.
 """
 
 import argparse
@@ -9,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "docs" / "results" / "dense_prediction.json"
 PAGE = ROOT / "docs" / "dense_prediction.md"
+META = ROOT / "configs" / "quick" / "metafile.yml"
 
 NAMES = {
     "swin": "dense Swin",
@@ -161,16 +165,14 @@ def page(results: Results) -> str:
     """
     missing = [task for task in TASKS if task not in results]
     if missing:
-        raise ValueError(f"no results of {', '.join(missing)} yet: train, then --measure")
+        raise ValueError(f"no results of {', '.join(missing)} yet: python tools/compare_dense.py")
     lines = [INTRO, "![losses and metrics by epoch](dense_prediction/curves.png)", ""]
     for task, title in TASKS.items():
         told = results[task]
         lines += [f"## {title}", "", *table(told["runs"], QUALITY[task]), ""]
         lines += [f"**{sentence(told['runs'], task)}**", ""]
         if task == "instances":
-            lines += [
-                *AP_NOTE,
-            ]
+            lines += AP_NOTE
         lines += [
             "Boundary IoU (arXiv:2103.16562) compares bands of 2 pixels along outlines.",
             "",
@@ -188,6 +190,30 @@ def page(results: Results) -> str:
     return "\n".join([*lines, LIMITS.rstrip()]) + "\n"
 
 
+#: What the metafile calls a figure -> key of a run's figures, decimals.
+RECORDED = {
+    "instances": {"box_ap": ("bbox_mAP", 3), "mask_ap": ("segm_mAP", 3)},
+    "semantic": {"miou": ("mIoU", 2)},
+}
+
+
+def record(results: Results, metafile: Path) -> None:
+    """Put the figures of every run into the metafile."""
+    meta = yaml.safe_load(metafile.read_text())
+    entries = {entry["config"]: entry for entry in meta["dense"]}
+    for task, told in results.items():
+        for name, run in told["runs"].items():
+            if name == "frozen-random":
+                continue
+            found = {key: round(run[k], n) for key, (k, n) in RECORDED[task].items()}
+            how = (
+                f"After the last of {told['epochs']} epochs, seed 0, {told['device']}, torch "
+                f"{told['torch']}: `{run['command']}`, then `python tools/compare_dense.py`"
+            )
+            entries[run["config"]]["measured"] = {**found, "how": how}
+    metafile.write_text(yaml.safe_dump(meta, sort_keys=False, width=120))
+
+
 def main() -> None:
     """Write, or compare."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,6 +229,7 @@ def main() -> None:
             sys.exit(f"stale: {PAGE.relative_to(ROOT)}; run python tools/make_dense_page.py")
         return
     PAGE.write_text(text)
+    record(results, META)
     draw_curves(results, ROOT / "docs" / "dense_prediction" / "curves.png")
 
 

@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.config_check import check_config
+from tokensparse.config_check import check_config, merge_options
 
 WARM = 3  # batches before the clock starts: workers are forked, files come into the cache
 
@@ -112,7 +112,7 @@ def main() -> None:
         if args.images < 1 or args.batches < 1:
             raise ValueError("--images and --batches: expected at least 1")
         cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options or {})
+        merge_options(cfg, args.cfg_options)
         check_config(cfg)
         found: dict[str, Any] = {"config": args.config, "cores": os.cpu_count()}
         found["workers"] = cfg.train_dataloader.num_workers

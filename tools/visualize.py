@@ -24,8 +24,9 @@ from tokensparse.analysis.baseline import backbone_of
 from tokensparse.analysis.token_maps import dense_twin, patch_maps, with_before
 from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
+from tokensparse.checkpoint import allow_globals
 from tokensparse.classification.augmentation import ImagePreprocessor
-from tokensparse.config_check import check_config
+from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
 
@@ -86,6 +87,13 @@ def parse_args() -> argparse.Namespace:
         help="another plan for the backbone, a Python literal: "
         "\"{'every': {'type': 'ToMe', 'r': 13}}\"",
     )
+    parser.add_argument(
+        "--allow-globals",
+        nargs="+",
+        default=[],
+        metavar="MODULE.NAME",
+        help="trust the checkpoint to call these while it is read, as a refusal lists them",
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
     return parser.parse_args()
 
@@ -137,8 +145,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
             not its own.
     """
     cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     model = inner_model(cfg.get("model") or {})
     if args.plan is not None and isinstance(model.get("backbone"), Mapping):
         model.backbone.plan = plan_of(args.plan)
@@ -305,7 +312,8 @@ def main() -> None:
     try:
         folder = out_folder(args)
         sources = read_images(args.images)
-        subject = subject_of(args)
+        with allow_globals(*args.allow_globals):
+            subject = subject_of(args)
         wanted = chosen_steps(subject, args.block)
         drawn: dict[str, bytes] = {}
         notes: list[str] = []

@@ -134,7 +134,13 @@ class Stage(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Stochastic depth rates, rising linearly over all blocks from 0 to ``rate``."""
+    """Stochastic depth rates, rising linearly over all blocks from 0 to ``rate``.
+
+    Raises:
+        ValueError: ``rate`` is no share below 1.
+    """
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate={rate!r}; expected a share of blocks, from 0 to below 1")
     rates = torch.linspace(0.0, rate, sum(depths), device="cpu").tolist()
     return [[rates.pop(0) for _ in range(depth)] for depth in depths]
 

@@ -13,22 +13,25 @@ def hash_file(path: str | Path) -> Path:
     return Path(f"{path}.sha256")
 
 
-def check_hash(path: str | Path) -> None:
+def check_hash(path: str | Path) -> bool:
     """Compare a file with the hash beside it, where there is one.
 
     Args:
         path: the file.
+
+    Returns:
+        Whether there was a hash to compare with; an empty file beside it holds none.
 
     Raises:
         DamagedFileError: the file is not the one that was written.
     """
     beside = hash_file(path)
     if not beside.is_file():
-        return
+        return False
     lines = beside.read_text("utf-8", "replace").splitlines()
     known = [line.split()[0].lower() for line in lines if line.strip()]
     if not known:
-        return
+        return False
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -39,3 +42,4 @@ def check_hash(path: str | Path) -> None:
             f"{path} is damaged: its sha256 is {found[:12]}..., {beside.name} says "
             f"{known[0][:12]}.... Copy it again from where it came, or name an older checkpoint"
         )
+    return True

@@ -109,14 +109,32 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         check_hash(path)
     except DamagedFileError as error:
         raise CheckpointError(str(error)) from None
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    if path.suffix == ".safetensors" or head[8:] == b"{":
-        try:
-            return load_file(path)
-        except (SafetensorError, MemoryError, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    tensors = read_safetensors(path)
+    if tensors is not None:
+        return tensors
     content = safe_load(path, [(Ignored, name) for name in _BOOKKEEPING])
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no state dict")
     return content
+
+
+def read_safetensors(path: str | Path) -> State | None:
+    """Tensors of a safetensors file.
+
+    Args:
+        path: a file of any kind.
+
+    Returns:
+        The tensors by name; None where neither name nor content says safetensors.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(9)
+    if Path(path).suffix != ".safetensors" and head[8:] != b"{":
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, MemoryError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error

@@ -14,14 +14,15 @@ from contextvars import ContextVar
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 MAX_PICKLE = 256 << 20  # bytes; a state dict of 10,000 tensors needs 2 MB
 MAX_SHARED = 16  # views may name the bytes of a file so many times over
-MAX_NESTED = 16  # tuples within tuples; a rebuilt tensor's arguments need four
+MAX_PARTS = 100_000  # of a tuple and the tuples in it; a rebuilt tensor's arguments are ten
+ENCODE = "_codecs.encode"
 _allowed: ContextVar[tuple[tuple[Any, str], ...]] = ContextVar("allowed", default=())
 
 
@@ -208,17 +209,36 @@ def _opcodes(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
             return
 
 
+class Seen(NamedTuple):
+    """What is known of a value that a pickle would make.
+
+    Attributes:
+        size: its parts and theirs; one that is shared counts as often as it is met.
+        text: of a literal string.
+        called: name of a function.
+        refused: it is a call that is refused.
+        parts: of a short tuple.
+    """
+
+    size: int = 1
+    text: str | None = None
+    called: str = ""
+    refused: bool = False
+    parts: "tuple[Seen, ...]" = ()
+
+
 def _refuse_pickle(path: Path) -> None:
     """Refuse what ``weights_only`` lets pass: bytes out of nothing, and tuples without end.
 
-    A tuple of tuples of tuples that share their parts takes for ever to hash or to print.
+    A tuple of tuples that share their parts takes for ever to hash or to print.
     """
     strings: list[str] = ["", ""]
-    stack: list[int | None] = []  # of each value how deep its tuples lie; None: a mark
-    memo: dict[Any, int] = {}
+    stack: list[Seen | None] = []  # None: a mark
+    memo: dict[Any, Seen] = {}
     for opcode, value in _opcodes(path):
         name = opcode.name
-        if _named_by(opcode, value, strings).endswith(".bytearray"):
+        called = _named_by(opcode, value, strings)
+        if called.endswith(".bytearray"):
             raise CheckpointError(
                 f"{path} is refused: it asks for bytes that it does not hold (bytearray); "
                 "torch.save of a state dict writes no such file"
@@ -226,27 +246,49 @@ def _refuse_pickle(path: Path) -> None:
         if name == "MARK":
             stack.append(None)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else value] = (stack or [0])[-1] or 0
+            memo[len(memo) if name == "MEMOIZE" else value] = (stack or [None])[-1] or Seen()
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(value, 0))
+            stack.append(memo.get(value, Seen()))
         else:
-            inner = _pop(stack, opcode.stack_before)
-            depth = 1 + max(inner, default=0) if "TUPLE" in name else 0
-            if depth > MAX_NESTED:
+            made = _made(opcode, value, called, _pop(stack, opcode.stack_before))
+            if made.size > MAX_PARTS:
                 raise CheckpointError(
-                    f"{path} is refused: tuples lie in tuples deeper than {MAX_NESTED}; torch.save "
-                    "of a state dict writes no such file"
+                    f"{path} is refused: tuples of tuples with {made.size:,} parts or more; "
+                    "torch.save of a state dict writes no such file"
                 )
-            stack += [depth] * sum(kind.name != "mark" for kind in opcode.stack_after)
+            if made.refused:
+                raise CheckpointError(
+                    f"{path} is refused: it asks for bytes that it does not hold ({ENCODE}); "
+                    "torch.save of a state dict writes no such file"
+                )
+            stack += [made] * sum(kind.name != "mark" for kind in opcode.stack_after)
 
 
-def _pop(stack: list[int | None], before: list[Any]) -> list[int]:
-    """Take off what an opcode takes off; returns the depths of its tuples."""
+def _made(opcode: pickletools.OpcodeInfo, value: Any, called: str, parts: list[Seen]) -> Seen:
+    """What an opcode leaves on the stack."""
+    name = opcode.name
+    if "TUPLE" in name:
+        short = tuple(parts[::-1]) if len(parts) <= 4 else ()
+        return Seen(1 + sum(part.size for part in parts), parts=short)
+    if name == "REDUCE" and len(parts) == 2:
+        arguments, function = parts
+        if function.called == ENCODE:  # how protocol 2 writes bytes: a literal and its encoding
+            given = [part.text for part in arguments.parts]
+            plain = len(given) == 2 and given[0] is not None and given[1] in ("latin1", "latin-1")
+            return Seen(refused=not plain)
+        return Seen(arguments.size)
+    if called:
+        return Seen(called=called)
+    return Seen(text=value) if isinstance(value, str) else Seen()
+
+
+def _pop(stack: list[Seen | None], before: list[Any]) -> list[Seen]:
+    """Take off what an opcode takes off, the last one first."""
     names = [kind.name for kind in before]
-    taken: list[int] = []
+    taken: list[Seen] = []
     if "mark" in names:
         while stack and (top := stack.pop()) is not None:
             taken.append(top)
         names = names[: names.index("mark")]
-    taken += [stack.pop() or 0 for _ in names if stack]
+    taken += [stack.pop() or Seen() for _ in names if stack]
     return taken

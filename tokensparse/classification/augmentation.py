@@ -130,11 +130,16 @@ class RepeatedAugmentSampler(RepeatAugSampler):
 
     Args:
         dataset: the data.
-        num_repeats: how often each image comes.
+        num_repeats: how often each image comes, over all processes.
         seed: unused; the epoch seeds the order, as in timm.
+
+    Raises:
+        ValueError: ``num_repeats`` is no count.
     """
 
     def __init__(self, dataset: Sized, num_repeats: int = 3, seed: int | None = None) -> None:
+        if not isinstance(num_repeats, int) or num_repeats < 1:
+            raise ValueError(f"num_repeats={num_repeats!r}; expected a whole number from 1")
         rank, world_size = get_dist_info()
         super().__init__(dataset, world_size, rank, num_repeats=num_repeats, selected_round=0)
 

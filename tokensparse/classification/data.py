@@ -158,6 +158,52 @@ class FolderReader:
         return default_loader(path), label
 
 
+def whole_folders(
+    folders: Sequence[Path],
+    classes: Sequence[str],
+    what: str,
+    where: Path,
+    how: str,
+    every_class: bool = True,
+) -> FolderReader:
+    """A reader of all that lies there: no image and no class is left out unsaid.
+
+    Args:
+        folders: roots; each holds class folders. Hidden folders are not looked at.
+        classes: names of the class folders.
+        what: name of the data, for messages.
+        where: place of the data, for messages.
+        how: where they come from.
+        every_class: each class must have a folder.
+
+    Raises:
+        MissingDataError: a class without its folder, or one without images.
+        ValueError: a folder that is no class.
+    """
+    folders = [folder for folder in folders if folder.is_dir()]
+    there = [f for folder in folders for f in sorted(folder.iterdir()) if f.is_dir()]
+    strange = [f for f in there if f.name not in set(classes) and f.name[0] not in "._"]
+    if strange:
+        names = ", ".join(f.name for f in strange[:3]) + (" ..." if len(strange) > 3 else "")
+        raise ValueError(
+            f"{strange[0].parent.resolve()}: {names}: no class of {what}, so these images would be "
+            "left out; rename, move or remove what does not belong there"
+        )
+    absent = sorted(set(classes) - {f.name for f in there}) if every_class else []
+    if absent:
+        told = f"{len(absent)} class folders of {what} ({', '.join(absent[:3])} ...)"
+        raise MissingDataError(told, where, how)
+    reader = FolderReader(folders, classes)
+    seen = {label for _, label in reader.samples}
+    empty = [n for n, name in enumerate(classes) if n not in seen]
+    empty = [n for n in empty if every_class or classes[n] in {f.name for f in there}]
+    if empty or not len(reader):
+        names = ", ".join(classes[n] for n in empty[:3])
+        told = f"images of {what}" + (f" in {len(empty)} class folders ({names})" if empty else "")
+        raise MissingDataError(told, where, how)
+    return reader
+
+
 @DATASETS.register_module()
 class ImageFolderDataset(ImageDataset):
     """Any folder of images: ``root/train/<class>/*`` and ``root/val/<class>/*``.
@@ -196,14 +242,8 @@ class ImageFolderDataset(ImageDataset):
         if self.num_classes is not None and len(classes) != self.num_classes:
             what = f"{self.what} ({self.num_classes} class folders wanted, {len(classes)} there)"
             raise MissingDataError(what, named, self.how)
-        absent = [name for name in classes if not (folder / name).is_dir()]
-        if absent and self.num_classes is not None:
-            what = f"{len(absent)} class folders of the {self.what} ({', '.join(absent[:3])} ...)"
-            raise MissingDataError(what, folder, self.how)
-        reader = FolderReader([folder], classes)
-        if not len(reader):
-            raise MissingDataError(f"images of the {self.what}", folder, self.how)
-        return reader, classes
+        whole = self.num_classes is not None
+        return whole_folders([folder], classes, self.what, folder, self.how, whole), classes
 
 
 @DATASETS.register_module()
@@ -250,18 +290,18 @@ class ImageNet100Dataset(ImageDataset):
         labels = self.root / "Labels.json"
         if not labels.is_file():
             raise MissingDataError("Labels.json of ImageNet-100", labels, self.how)
-        classes = sorted(json.loads(labels.read_text()))
+        try:
+            named = json.loads(labels.read_text())
+        except ValueError as error:
+            what = f"a whole Labels.json of ImageNet-100 ({error})"
+            raise MissingDataError(what, labels, self.how) from error
+        if not isinstance(named, dict) or not named:
+            what = "classes by name in Labels.json of ImageNet-100"
+            raise MissingDataError(what, labels, self.how)
+        classes = sorted(named)
         folders = sorted(self.root.glob(f"{self.split}.X*")) or [self.root / self.split]
-        absent = [name for name in classes if not any((f / name).is_dir() for f in folders)]
-        if absent and self.split == "train":
-            what = f"{len(absent)} class folders of ImageNet-100 ({', '.join(absent[:3])} ...)"
-            raise MissingDataError(what, self.root / f"{self.split}.X*", self.how)
-        reader = FolderReader([f for f in folders if f.is_dir()], classes)
-        if not len(reader):
-            raise MissingDataError(
-                "images of ImageNet-100", self.root / f"{self.split}.X*", self.how
-            )
-        return reader, classes
+        where = self.root / f"{self.split}.X*"
+        return whole_folders(folders, classes, "ImageNet-100", where, self.how), classes
 
 
 @DATASETS.register_module()

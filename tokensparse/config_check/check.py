@@ -1,13 +1,16 @@
 """The whole of a config: what runs ask for before data open."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.runner import checkpoint as mm_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from tokensparse.backbones import check_fit
@@ -52,8 +55,14 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
     imports = cfg.get("custom_imports")
     if imports:
         refuse_unknown(imports, UNTYPED["custom_imports"], "custom_imports")
-        import_modules_from_strings(**imports)
+        try:
+            import_modules_from_strings(**imports)
+        except (ImportError, TypeError) as error:
+            raise ConfigError(f"custom_imports: {str(error).splitlines()[0]}") from error
     scope = cfg.get("default_scope") or "mmengine"
+    known = {"mmengine", "tokensparse", *MM_SCOPES, *MODELS.parent.children}
+    if scope not in known:
+        raise ConfigError(f"default_scope: unknown scope {scope!r}{closest(scope, known)}")
     if scope in MM_SCOPES:  # what their configs name without a scope is theirs
         import_module(f"{scope}.utils").register_all_modules(init_default_scope=False)
     token = extra.set(frozenset(cfg.get("_extra_keys") or ()))
@@ -62,6 +71,31 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
             _check_all(cfg, scope)
     finally:
         extra.reset(token)
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
+    """Put ``--cfg-options`` into a config, in place.
+
+    Args:
+        cfg: as its file says.
+        options: dotted names and values; None changes nothing.
+
+    Raises:
+        ConfigError: a free variable (``_name``), which nothing reads any more; or a path through
+            what is no dict.
+    """
+    if options is None:
+        return
+    for name in options:
+        if name.startswith("_") and name != "_extra_keys":
+            raise ConfigError(
+                f"--cfg-options {name}: a free variable of a config is used while its file is "
+                "read, and nothing reads it later; set what it was put into"
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ConfigError(f"--cfg-options {' '.join(options)}: {error}") from error
 
 
 def _check_kinds(cfg: Config | Mapping[str, Any]) -> None:
@@ -106,6 +140,21 @@ _VARIABLES = (
 )
 
 
+@contextmanager
+def no_files() -> Iterator[None]:
+    """Let nothing within the block read a checkpoint: a check opens no file.
+
+    Raises:
+        RuntimeError: something tries to.
+    """
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no checkpoint is read while a config is checked")
+
+    with patch("torch.load", refuse), patch.object(mm_checkpoint, "_load_checkpoint", refuse):
+        yield
+
+
 def _check_custom_keys(cfg: Config | Mapping[str, Any]) -> None:
     """Refuse a ``paramwise_cfg.custom_keys`` that no parameter's name holds."""
     paramwise = (cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}
@@ -113,9 +162,9 @@ def _check_custom_keys(cfg: Config | Mapping[str, Any]) -> None:
     if not given:
         return
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_files():
             model = MODELS.build(ConfigDict(without_weights(cfg["model"])))
-    except RuntimeError:  # some models of others compute while they are built
+    except RuntimeError:  # some models of others compute, or read, while they are built
         return
     names = [name for name, _ in model.named_parameters()]
     known = PARAMETERS | {part for name in names for part in name.split(".")}

@@ -85,6 +85,8 @@ def _check_loop(
     refuse_near(value, ("type",), where)
     extra = {"type", "_scope_", *(("by_epoch",) if key == "train_cfg" else ())}
     refuse_unknown(value, arguments(loop) - {"runner", "dataloader", "evaluator"} | extra, where)
+    for name in ("max_epochs", "max_iters", "val_interval"):
+        _require_count(value.get(name), f"{where}.{name}")
 
 
 def _check_model_cfg(value: Any, where: str, around: tuple[Registry, ...]) -> None:
@@ -167,6 +169,11 @@ def _check_trace_ready(
     if kind not in legal:
         raise ConfigError(f"{where}: unknown type {kind!r}{closest(str(kind), legal)}")
     refuse_unknown(value, arguments(legal[kind]) | {"type"}, where)
+
+
+def _require_count(value: Any, where: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{where}: expected a whole number from 1, got {value!r}")
 
 
 def _require_dict(value: Any, where: str) -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ DICTS = frozenset(
         ),
         *("train_dataloader", "val_dataloader", "test_dataloader", "env_cfg", "randomness"),
         *("model_wrapper_cfg", "auto_scale_lr", "custom_imports", "paramwise_cfg", "custom_keys"),
+        *("dist_cfg", "mp_cfg", "clip_grad"),
     }
 )
 #: Top-level keys whose values are text, or yes or no.
@@ -181,6 +183,8 @@ TOP_LEVEL_EXTRA = frozenset(
     }
 )
 
+#: Variables that ``--tta`` reads.
+READ_BY_TOOLS = frozenset({"tta_model", "tta_pipeline"})
 #: Libraries whose configs leave their scope out.
 MM_SCOPES = ("mmdet", "mmseg")
 #: Variables that shipped configs of mmdet and mmseg keep at the top level for themselves.
@@ -272,7 +276,11 @@ def own_variables(cfg: Config) -> set[str]:
     A change after the files were read (``--cfg-options``) reaches nobody.
     """
     own, text = Config.fromfile(cfg.filename), cfg.text
-    known = (k for k in own if k in FREE_VARIABLES or is_variable(k, text))
+    known = {k for k in own if k in FREE_VARIABLES or is_variable(k, text)}
+    if ".mim" not in Path(cfg.filename).parts:  # a file of the user's own uses what it sets
+        written = Path(cfg.filename).read_text()
+        set_here = {k for k in known if re.search(rf"^{re.escape(k)}\s*=", written, re.MULTILINE)}
+        known -= {k for k in set_here - READ_BY_TOOLS if not is_variable(k, written)}
     return {k for k in known if k in cfg and own[k] == cfg[k]}
 
 
@@ -293,10 +301,14 @@ def names_in(registry: Registry) -> set[str]:
     return names
 
 
+#: Settings of a model that name a file of weights.
+WEIGHTS = ("init_cfg", "pretrained", "teacher_ckpt")
+
+
 def without_weights(value: Any) -> Any:
     """Settings of a model that is built without reading files."""
     if isinstance(value, Mapping):
-        return {k: without_weights(v) for k, v in value.items() if k != "init_cfg"}
+        return {k: without_weights(v) for k, v in value.items() if k not in WEIGHTS}
     return [without_weights(v) for v in value] if isinstance(value, list) else value
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mm_checkpoint
-from numpy._core.multiarray import scalar  # type: ignore[attr-defined]
 
 from tokensparse.backbones.pretrained import local_file
 from tokensparse.checkpoint import CheckpointError, safe_load
-from tokensparse.checkpoint.hashes import DamagedFileError, check_hash, hash_file
+from tokensparse.checkpoint.hashes import DamagedFileError, check_hash
+from tokensparse.checkpoint.numbers import NUMBERS
+from tokensparse.checkpoint.reading import read_safetensors
 
 
 def buffer_statistic(owner: object, name: str) -> Callable:
@@ -24,23 +24,8 @@ def buffer_statistic(owner: object, name: str) -> Callable:
     return statistic
 
 
-def empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    """Stands for numpy's ``_reconstruct``: the empty array that every array is unpickled into."""
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise ValueError(f"an array of shape {str(shape)[:40]} before its content is refused")
-    return np.empty(0)
-
-
 #: What mmengine's checkpoints hold beside tensors and plain containers: numbers, which run nothing.
-HARMLESS = [
-    HistoryBuffer,
-    (buffer_statistic, "builtins.getattr"),
-    np.ndarray,
-    np.dtype,
-    *((empty_array, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")),
-    scalar,
-    *(getattr(np.dtypes, n) for n in ("Float32DType", "Float64DType", "Int32DType", "Int64DType")),
-]
+HARMLESS = [HistoryBuffer, (buffer_statistic, "builtins.getattr"), *NUMBERS]
 
 
 def read_checkpoint(
@@ -49,8 +34,8 @@ def read_checkpoint(
     """Read a checkpoint without running code from it.
 
     Args:
-        path: a file that ``torch.save`` wrote; its content must agree with ``<path>.sha256``, or
-            where that is absent with the sums inside.
+        path: a file of ``torch.save`` or safetensors; its content must agree with the hash in
+            ``<path>.sha256``, or where there is none with the sums inside.
         map_location: device for the tensors.
         lazily: leave the tensors on the disk until they are used; their bytes are not checked.
 
@@ -64,13 +49,14 @@ def read_checkpoint(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {Path(path).resolve()}")
-    if not lazily:
-        check_hash(path)
+    compared = not lazily and check_hash(path)
     try:
-        checkpoint = safe_load(path, HARMLESS, map_location, mmap=lazily)
+        checkpoint: Any = read_safetensors(path)
+        if checkpoint is None:
+            checkpoint = safe_load(path, HARMLESS, map_location, mmap=lazily)
     except CheckpointError as error:
         raise DamagedFileError(str(error)) from error
-    if not lazily and not hash_file(path).is_file():
+    if not lazily and not compared:
         _check_sums(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")

@@ -8,9 +8,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
-from tokensparse.checkpoint.hashes import check_hash, hash_file
+from tokensparse.checkpoint.hashes import check_hash
 from tokensparse.engine.checkpoint_reading import read_checkpoint
 from tokensparse.engine.whole_files import remove_hashed, write_whole
+from tokensparse.plan import closest
 from tokensparse.registry import HOOKS
 
 
@@ -61,7 +62,15 @@ class CheckpointHook(MMEngineCheckpointHook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Postpone removals."""
+        """Postpone removals.
+
+        Raises:
+            ValueError: ``interval`` is no count.
+        """
+        if not isinstance(self.interval, int):
+            raise ValueError(
+                f"default_hooks.checkpoint.interval={self.interval!r}; expected a whole number"
+            )
         super().before_train(runner)
         self.file_backend = LateRemoval(self.file_backend, self.out_dir)
         self._newest: str | None = None
@@ -71,6 +80,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._settle()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        for name in self.save_best or ():
+            if name not in (*metrics, "auto"):
+                raise ValueError(
+                    f"default_hooks.checkpoint.save_best={name!r}{closest(name, metrics)}: the "
+                    f"evaluation gives {', '.join(metrics)}"
+                )
         super()._save_best_checkpoint(runner, metrics)
         self._settle()
 
@@ -118,9 +133,7 @@ def newest_valid(folder: str | Path, warn: Any = print) -> Path | None:
     same = [(steps, at, path) for at, steps, run, path in found if run == runs[0]]
     for _, _, path in sorted(same, reverse=True):
         try:
-            if hash_file(path).is_file():
-                check_hash(path)
-            else:
+            if not check_hash(path):
                 read_checkpoint(path)
         except ValueError as error:
             damaged.append(f"{error}")
@@ -144,6 +157,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _told(value: Any) -> str:
+    """A number, else its kind: what a hostile file nests takes for ever to print."""
+    if isinstance(value, (int, float, str)):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}"
+
+
 def check_progress(path: str, checkpoint: Mapping[str, Any], most: int) -> None:
     """Refuse to go on from a file that says no sensible place in a run.
 
@@ -156,7 +176,7 @@ def check_progress(path: str, checkpoint: Mapping[str, Any], most: int) -> None:
         ValueError: no training state, or counts that are none.
     """
     meta = checkpoint.get("meta")
-    if not isinstance(meta, dict) or "optimizer" not in checkpoint:
+    if not isinstance(meta, dict) or not isinstance(checkpoint.get("optimizer"), dict):
         raise ValueError(
             f"{path} holds weights, but no state of a run to resume; start a run from them with "
             "load_from=<file> and without --resume"
@@ -164,9 +184,11 @@ def check_progress(path: str, checkpoint: Mapping[str, Any], most: int) -> None:
     for name in ("epoch", "iter"):
         if not _is_count(meta.get(name)) or meta[name] > MOST_PROCESSES * max(most, 1):
             raise ValueError(
-                f"{path} cannot be resumed: its {name} is {str(meta.get(name))[:40]}, but this run "
+                f"{path} cannot be resumed: its {name} is {_told(meta.get(name))}, but this run "
                 f"has {most} iterations"
             )
+    if not isinstance(meta.get("resume", {}), dict):
+        raise ValueError(f"{path} cannot be resumed: its meta['resume'] is no dict")
     if not isinstance(meta.get("seed"), int | None):
         raise ValueError(f"{path} cannot be resumed: its seed is no number")
 

@@ -20,6 +20,28 @@ def images_per_step(runner: Runner) -> int:
     return (getattr(sampler, "batch_size", None) or 0) * get_world_size()
 
 
+def _ordered_by(runner: Runner) -> dict[str, Any]:
+    """What orders the images and seeds them, by name."""
+    batches = getattr(runner.train_dataloader, "batch_sampler", None)
+    parts = {"batches": batches, "sampler": getattr(batches, "sampler", None)}
+    return {name: part for name, part in parts.items() if isinstance(_seed(part), int)}
+
+
+def _seed(part: Any) -> Any:
+    return getattr(part, "seed", None)
+
+
+def order_seeds(runner: Runner) -> dict[str, int]:
+    """Seeds of the order of images, and of the images."""
+    return {name: _seed(part) for name, part in _ordered_by(runner).items()}
+
+
+def set_order_seeds(runner: Runner, seeds: Mapping[str, int]) -> None:
+    """The way back from :func:`order_seeds`."""
+    for name, part in _ordered_by(runner).items():
+        part.seed = seeds.get(name, part.seed)
+
+
 def open_gradients(runner: Runner) -> dict[str, Tensor]:
     """Gradients that wait for more batches (``accumulative_counts``), averaged over processes."""
     wrapper = runner.optim_wrapper
@@ -56,7 +78,8 @@ class ResumeHook(Hook):
 
         Returns:
             ``run`` (the same however often it is resumed), ``random`` (per process),
-            ``images_per_step``, ``steps_per_epoch``, ``gradients``; the place in the data is the
+            ``images_per_step``, ``steps_per_epoch``, ``order`` (seeds per process, which a run
+            without ``randomness.seed`` has drawn), ``gradients``; the place in the data is the
             checkpoint's iteration.
         """
         return {
@@ -64,6 +87,7 @@ class ResumeHook(Hook):
             "random": all_gather_object(self._kept or random_state()),
             "images_per_step": images_per_step(runner),
             "steps_per_epoch": len(runner.train_dataloader),
+            "order": all_gather_object(order_seeds(runner)),
             "gradients": open_gradients(runner),
         }
 
@@ -82,6 +106,8 @@ class ResumeHook(Hook):
                 f"the checkpoint is of {len(states)} processes, this run has {get_world_size()}: "
                 "it goes on, but not bit for bit"
             )
+        orders = state.get("order") or [{}]
+        set_order_seeds(runner, orders[get_rank() % len(orders)])
         model = getattr(runner.model, "module", runner.model)
         for name, parameter in model.named_parameters():
             if name in state["gradients"]:

@@ -1,19 +1,21 @@
 """mmengine's runner with safe reading, whole writing, checked labels and a quiet console."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import HOOKS, LOOPS, Registry
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 
-from tokensparse.checkpoint import fit_head
+from tokensparse.checkpoint import CheckpointError, fit_head
 from tokensparse.classification.classifier import check_labels
 from tokensparse.engine.bad_images import BadImagesHook
 from tokensparse.engine.checkpoint_reading import read_checkpoint, read_safely_everywhere
@@ -37,6 +39,35 @@ SAFETY = {
 }
 
 
+def _meant(kind: Any, registry: Registry) -> Any:
+    """The class that a ``type`` names, whatever scope it is written with."""
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+#: What constructors raise where a value of a config is of the wrong kind.
+WRONG_VALUES = (
+    *(TypeError, AssertionError, KeyError, IndexError, AttributeError, ImportError),
+    ZeroDivisionError,
+)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Say of a constructor's error that the config is wrong.
+
+    Raises:
+        ValueError: in place of what a constructor raises.
+    """
+    try:
+        yield
+    except WRONG_VALUES as error:
+        told = str(error).strip().splitlines()
+        raise ValueError(
+            "the config cannot be built: "
+            f"{type(error).__name__}: {told[0] if told else 'no message'}"
+        ) from error
+
+
 class Runner(MMEngineRunner):
     """Reads checkpoints safely, writes them whole, checks labels, keeps the console for people.
 
@@ -46,7 +77,39 @@ class Runner(MMEngineRunner):
     """
 
     resume_newest = False
+    _stepping = False
     _resume_state: dict[str, Any] | None = None
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> "Runner":
+        """Build a run.
+
+        Args:
+            cfg: its config.
+
+        Raises:
+            ValueError: a value in it is of the wrong kind.
+        """
+        with building():
+            return cast(Runner, super().from_cfg(cfg))
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call a method of every hook; from the first step on errors keep their stacks."""
+        if fn_name.startswith("before_") and fn_name.endswith("_iter"):
+            self._stepping = True
+        super().call_hook(fn_name, **kwargs)
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        """What goes wrong before the first step is the config's fault."""
+        self._stepping = False
+        try:
+            with building():
+                yield
+        except ValueError as error:
+            if self._stepping and isinstance(error.__cause__, WRONG_VALUES):
+                raise error.__cause__ from None
+            raise
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Let several processes meet on machines without a GPU, and after a restart, too."""
@@ -89,7 +152,7 @@ class Runner(MMEngineRunner):
 
         Raises:
             ValueError: unsafe or damaged file.
-            RuntimeError: keys or shapes that are not the model's.
+            CheckpointError: keys or shapes that are not the model's.
         """
         checkpoint = read_checkpoint(filename, map_location)
         if self._resume and isinstance(self._train_loop, BaseLoop):
@@ -97,13 +160,17 @@ class Runner(MMEngineRunner):
         meta = checkpoint.get("meta", {})
         meta.pop("config", None)
         self._resume_state = meta.pop("resume", None)
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        state = {k.removeprefix("module."): v for k, v in checkpoint["state_dict"].items()}
         model = self.model
         while hasattr(model, "module"):  # data-parallel training, and views of one image
             model = model.module
+        state = {k.removeprefix("module."): v for k, v in checkpoint["state_dict"].items()}
         replace = not self._resume and self.cfg.get("replace_head", False)
-        model.load_state_dict(fit_head(state, model, filename, replace), strict=strict)
+        checkpoint["state_dict"] = fit_head(state, model, filename, replace)
+        try:
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except RuntimeError as error:  # torch's list of keys and shapes
+            raise CheckpointError(f"{filename} is not of this model: {error}") from error
         self._has_loaded = True
         return checkpoint
 
@@ -162,11 +229,17 @@ class Runner(MMEngineRunner):
         Raises:
             ValueError: unsafe or damaged file.
         """
-        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
-        state, self._resume_state = self._resume_state, None
-        hook = self.hook(ResumeHook)
-        if state and hook is not None:
-            hook.restore(self, state)
+        try:
+            super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+            state, self._resume_state = self._resume_state, None
+            hook = self.hook(ResumeHook)
+            if state and hook is not None:
+                hook.restore(self, state)
+        except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{filename} cannot be resumed: the state in it is not of this run "
+                f"({type(error).__name__}: {str(error)[:200]})"
+            ) from error
 
     def load_or_resume(self) -> None:
         """Resume from the newest checkpoint that is valid, where none is named."""
@@ -188,9 +261,15 @@ class Runner(MMEngineRunner):
         with locked(self.work_dir):
             super().dump_config()
             try:
-                return super().train()
+                with self._building():
+                    return super().train()
             finally:
                 self.call_hook("release")
+
+    def test(self) -> dict[str, float]:
+        """Test."""
+        with self._building():
+            return super().test()
 
     def dump_config(self) -> None:
         """Wait until the work dir is this run's: see :meth:`train`."""
@@ -204,10 +283,7 @@ class Runner(MMEngineRunner):
 
     def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
         """Take the checkpoint hook that removes last in place of mmengine's."""
-        if isinstance(hook, dict) and hook.get("type") in (
-            "CheckpointHook",
-            MMEngineCheckpointHook,
-        ):
+        if isinstance(hook, dict) and _meant(hook.get("type"), HOOKS) is MMEngineCheckpointHook:
             hook = {**hook, "type": CheckpointHook}
         super().register_hook(hook, priority)
 
@@ -223,11 +299,16 @@ class Runner(MMEngineRunner):
                 seed=self.seed,
                 diff_rank_seed=self._randomness_cfg.get("diff_rank_seed", False),
             )
+            if not len(loader):
+                raise ValueError(
+                    f"train_dataloader: {len(loader.dataset)} images and batch_size="
+                    f"{loader.batch_sampler.batch_size} with drop_last make no batch"
+                )
             hook = self.hook(BadImagesHook) or BadImagesHook()
             quarantine = hook.quarantine(self, loader.dataset)
             self._train_dataloader = watched(loader, self.seed, hook.timeout, quarantine)
             kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch") else None)
-            if kind in ("EpochBasedTrainLoop", EpochBasedTrainLoop):
+            if _meant(kind, LOOPS) is EpochBasedTrainLoop:
                 loop = {k: v for k, v in loop.items() if k != "by_epoch"} | {"type": EpochLoop}
         loop = super().build_train_loop(loop)
         if type(loop) is IterBasedTrainLoop and isinstance(loop.dataloader, WatchedLoader):

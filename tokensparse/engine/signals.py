@@ -1,8 +1,9 @@
-"""SIGTERM and Ctrl-C: a checkpoint at the next step, then the end; a second one ends at once."""
+"""SIGTERM and Ctrl-C: a checkpoint at the next step, then the end; a later one ends at once."""
 
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokensparse.registry import HOOKS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FILE = "interrupted.pth"
+SAME = 1.0  # seconds; make and shells pass on a signal that the program has got already
 
 
 class StoppedError(SystemExit):
@@ -34,6 +36,7 @@ class SignalHook(Hook):
 
     def __init__(self) -> None:
         self._received = 0
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -61,9 +64,11 @@ class SignalHook(Hook):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received:
+            if time.monotonic() - self._since < SAME:
+                return
             kill_children()
             os._exit(128 + number)
-        self._received = number
+        self._received, self._since = number, time.monotonic()
         if is_main_process():
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: saving at the next step; once more ends at once\n".encode())
