@@ -203,6 +203,7 @@ def test_values_of_the_wrong_kind_are_the_configs_fault(tmp_path: Path) -> None:
     for name, value in wrong.items():
         cfg = tiny_config(tmp_path / name, train_cfg=dict(max_epochs=1))
         cfg.train_dataloader.drop_last = True
+        del cfg.train_dataloader["num_batch_per_epoch"]
         cfg.merge_from_dict({name: value})
         with pytest.raises(ValueError, match=r"config cannot be built: |expected|make no batch"):
             start(cfg)
