@@ -1,5 +1,8 @@
-"""Small backbones for tests: every part of the real ones, few channels."""
+"""Small backbones for tests: every part of the real ones, few channels; tools as modules."""
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,3 +28,12 @@ def small_swin(**settings: Any) -> SwinTransformer:
 def image(size: tuple[int, int], batch: int = 2, seed: int = 1) -> torch.Tensor:
     """(batch, 3, rows, columns) of noise."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def tool_of(name: str) -> ModuleType:
+    """A command line of ``tools/`` as a module."""
+    path = Path(__file__).parents[1] / f"tools/{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

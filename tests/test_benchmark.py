@@ -1,6 +1,5 @@
 """tools/benchmark.py and its harness: turns, figures that agree, refusals, files kept whole."""
 
-import importlib.util
 import json
 import sys
 import time
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
-from small import SWIN, VIT, image, small_swin, small_vit
+from small import SWIN, VIT, image, small_swin, small_vit, tool_of
 from torch import Tensor, nn
 
 from tokensparse.analysis import count
@@ -56,9 +55,7 @@ def config(folder: Path, name: str, **backbone: object) -> str:
 
 def main(*args: str) -> None:
     """Run the tool in this process."""
-    spec = importlib.util.spec_from_file_location("tool_benchmark", ROOT / "tools/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_of("benchmark")
     before = sys.argv
     sys.argv = ["benchmark.py", *args]
     try:
@@ -72,7 +69,7 @@ def test_figures_of_a_row_agree(tmp_path: Path, capsys: pytest.CaptureFixture) -
     out = tmp_path / "out.json"
     main(*paths, *QUICK, "--operations", "--note", "shared cores", "--out", str(out))
     shown = capsys.readouterr().out
-    assert "efficiency" in shown and "of timm's speed" in shown and "share of the time" in shown
+    assert "efficiency" in shown and "of timm's speed" in shown and "share of an eager" in shown
     found = json.loads(out.read_text())
     assert found["failed"] is None and found["note"] == "shared cores"
     rows = {row["name"]: row for row in found["rows"]}
@@ -280,6 +277,7 @@ def test_the_twin_is_the_same_model() -> None:
     for ours, settings, size in (
         (small_vit(**vit), vit, (64, 64)),
         (small_vit(**vit), vit, (48, 80)),
+        (small_vit(**vit), vit, (45, 83)),
         (small_swin(out_indices=(0, 1, 2, 3)), swin, (128, 128)),
     ):
         twin = timm_twin(ours, settings, size)
@@ -289,6 +287,39 @@ def test_the_twin_is_the_same_model() -> None:
     maps = twin(image((128, 128), 1))
     assert [m.shape for m in maps] == [m.shape for m in ours(image((128, 128), 1))]
     assert timm_twin(small_swin(stem="conv"), swin, (128, 128)) is None
+
+
+def test_the_same_model_with_another_form_of_attention(tmp_path: Path) -> None:
+    paths = [config(tmp_path, name, plan=plan) for name, plan in PLANS.items()]
+    configs = {path: Config.fromfile(path) for path in paths}
+    subjects, _ = line_up(configs, timm=(), form="eager")
+    assert [(s.name, s.kind, s.baseline) for s in subjects] == [
+        ("evit (eager attention)", "config", None),
+        ("evit", "config", "evit (eager attention)"),
+        ("tome (eager attention)", "config", None),
+        ("tome", "config", "tome (eager attention)"),
+    ]
+    eager, auto = (subject.model.backbone for subject in subjects[:2])
+    forms = [next(iter(m.stages[0].blocks.values())).attn.attention for m in (eager, auto)]
+    assert forms == ["eager", "auto"] and subjects[0].macs == subjects[1].macs
+    with pytest.raises(ValueError, match="two answers to one question"):
+        line_up(configs, (paths[0], configs[paths[0]]), timm=(), form="eager")
+    with pytest.raises(ValueError, match="is one of the configs that are held against it"):
+        line_up(configs, (paths[0], configs[paths[0]]), timm=())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_job_of_the_list_can_be_run(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options and configs of ``tools/benchmark_list.py`` are those that the tool takes."""
+    sheet, tool = tool_of("benchmark_list"), tool_of("benchmark")
+    lines = [line for name in sheet.JOBS if (line := sheet.command(name, device))]
+    assert len(lines) >= 7
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", line[1:])
+        args = tool.parse_args()
+        tool.settings_of(args, (224, 224))
+        assert all((ROOT / path).is_file() for path in [*args.configs, args.baseline] if path)
+        assert args.out.endswith(f"_{device}.json") and tool.timm_forms(args) is not None
 
 
 def test_baselines_are_shared_and_dense_configs_are_their_own(tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_page_and_picture_are_made_and_checked(root: Path) -> None:
     assert (root / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_callables_alone_have_a_table_and_no_picture(root: Path) -> None:
+    alone = data()
+    alone["rows"] = [row("f", "call", 9.0, 0, tokens=[])]
+    (root / "docs/results/benchmark_one.json").write_text(json.dumps(alone))
+    assert renew(root) == [] == renew(root, check=True)
+    assert "f" in (root / PAGE).read_text() and "![" not in (root / PAGE).read_text()
+    (root / "docs/results/benchmark_one.json").write_text('{"schema": ')
+    with pytest.raises(ValueError, match=r"benchmark_one.json is no whole JSON file"):
+        renew(root)
+
+
 def test_a_changed_figure_makes_both_stale(root: Path) -> None:
     renew(root)
     changed = data()

@@ -1,6 +1,5 @@
 """docs/dense_prediction.md: every figure comes from the JSON, and a stale page is known."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,16 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[1]
+from small import tool_of
 
 
 @pytest.fixture
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("page", ROOT / "tools/make_dense_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool_of("make_dense_page")
 
 
 @pytest.fixture

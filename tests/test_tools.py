@@ -1,6 +1,5 @@
 """The command lines, run in this process on the embedded digits with a narrow model."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from small import tool_of
 
 from tokensparse.classification import DigitsDataset
 
@@ -46,9 +46,7 @@ def narrow_config(tmp_path: Path) -> str:
 
 def command(tool: str, *args: str, capsys: pytest.CaptureFixture) -> str:
     """Run a tool's ``main`` with these arguments; gives what it printed."""
-    spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / f"tools/{tool}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_of(tool)
     before, scopes = sys.argv, DefaultScope._instance_dict.copy()
     sys.argv = [f"{tool}.py", *args]
     try:

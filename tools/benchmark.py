@@ -32,6 +32,11 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="classifiers, or detectors' backbones")
     add("--baseline", metavar="CONFIG", help="default: each config's backbone without its plan")
+    add(
+        "--baseline-attention",
+        metavar="FORM",
+        help="hold each config against itself with this form of attention, such as eager",
+    )
     add("--call", nargs="+", default=[], metavar="MODULE:NAME", help="anything else to time")
     add("--batch", nargs="+", type=int, default=[1, 8, 32, 128], help="images per call")
     add("--shape", nargs=2, type=int, metavar=("H", "W"), help="pixels; default: the configs' own")
@@ -90,9 +95,9 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, int]) -> Settings:
     import torch
 
     return Settings(
-        batches=tuple(args.batch),
+        batches=tuple(dict.fromkeys(args.batch)),
         shape=shape,
-        dtypes=tuple(args.dtype),
+        dtypes=tuple(dict.fromkeys(args.dtype)),
         mode=args.mode,
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         compile=args.compile,
@@ -119,7 +124,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     configs = {path: read_config(path) for path in args.configs}
     baseline = None if args.baseline is None else (args.baseline, read_config(args.baseline))
     subjects, shape = line_up(
-        configs, baseline, args.call, args.shape, args.compile is not None, timm
+        configs,
+        baseline,
+        args.call,
+        args.shape,
+        args.compile is not None,
+        timm,
+        args.baseline_attention,
     )
     found = benchmark(subjects, settings_of(args, shape))
     return {**found, "note": args.note}
@@ -169,6 +180,8 @@ def remarks(row: dict[str, Any]) -> list[str]:
     timm = row.get("against_timm")
     if timm and timm["ratio"] is not None:
         lines.append(f"{timm['ratio']:.3f} of timm's speed ({timm['timm']})")
+    elif timm:
+        lines.append(f"not held against timm's: {timm['reason']}")
     if row.get("void"):
         lines.append(f"efficiency is void: {row['void']}")
     if row["compile_s"] is not None:
@@ -177,7 +190,7 @@ def remarks(row: dict[str, Any]) -> list[str]:
         lines.append(f"MFU {row['mfu']:.1%}")
     if row.get("shares"):
         parts = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items())
-        lines.append(f"share of the time: {parts}")
+        lines.append(f"share of an eager forward pass: {parts}")
     if row.get("operations_ms"):
         parts = ", ".join(f"{name} {ms:.2f}" for name, ms in row["operations_ms"].items())
         lines.append(f"ms by operation: {parts}")

@@ -59,6 +59,8 @@ def export(args: argparse.Namespace) -> Exported:
     part = deployable(cfg)
     if state is not None:
         load_weights(part, state, args.checkpoint)
+    if args.shape and min(args.shape) < 1:
+        raise ValueError(f"--shape {args.shape[0]} {args.shape[1]}: expected pixels, at least 1")
     size = tuple(args.shape) if args.shape else part.size
     about = {
         **part.about,
@@ -93,7 +95,8 @@ def main() -> None:
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("TOKENSPARSE_TRACEBACK"):
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        told = str(error) if not isinstance(error, ImportError) else str(error).splitlines()[0]
+        sys.exit(f"{type(error).__name__}: {told}")
     show(made, args.checkpoint)
 
 

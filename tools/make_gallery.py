@@ -67,7 +67,7 @@ CASES = [
         "A dense model trained on Fashion-MNIST; ToMe merges 26 tokens in every block, without any "
         "training for it. Patches merge by their keys, neighbours or not, in the garment and in "
         "the background; in the last blocks a few tokens stand for most of the garment. A token "
-        "keeps its colour while it grows.",
+        "keeps its colour while its first patch stays.",
         f"{FASHION}/deit.py",
         ("boot.png", "dress.png"),
         ("boot_depth", "dress_depth", "dress_step-05_stage-0_block-5"),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import tokensparse  # noqa: F401  registers everything
@@ -98,6 +98,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """As a camera meant it, in 8 bits; 16 bits of grey are scaled, not cut."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, np.uint16) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def read_images(paths: Sequence[str]) -> list[Source]:
     """All images, before anything is built.
 
@@ -112,7 +120,7 @@ def read_images(paths: Sequence[str]) -> list[Source]:
             raise FileNotFoundError(f"no image at {path}")
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
+                image = upright_rgb(opened)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} is no image that Pillow reads: {error}") from None
         name = path.stem

@@ -95,6 +95,7 @@ def line_up(
     shape: Sequence[int] | None = None,
     compiled: bool = False,
     timm: Sequence[str] = ("eager",),
+    form: str | None = None,
 ) -> tuple[list[Subject], tuple[int, int]]:
     """Build everything that one run measures, on the CPU.
 
@@ -106,6 +107,7 @@ def line_up(
         shape: (rows, columns) in pixels; None takes the configs' own.
         compiled: compile ours and the callables.
         timm: forms of timm's twins of the dense models: ``eager``, ``compiled``.
+        form: hold each config against itself with this form of attention instead.
 
     Returns:
         Subjects, every dense model before what is held against it; and the shape.
@@ -117,15 +119,29 @@ def line_up(
     found: dict[str, Subject] = {}
     dense_names: dict[str, str] = {}
 
+    if baseline is not None and (form is not None or baseline[0] in configs):
+        raise ValueError(
+            f"--baseline {baseline[0]}: is one of the configs that are held against it"
+            if form is None
+            else "--baseline and --baseline-attention are two answers to one question"
+        )
+
     def dense(path: str, cfg: Mapping[str, Any], given: bool) -> str:
-        settings = backbone_of(cfg, path) if given else dense_of(backbone_of(cfg, path))
+        settings = backbone_of(cfg, path)
+        if form is not None:
+            settings = {**settings, "attention": form}
+        elif not given:
+            settings = dense_of(settings)
         head = cfg["model"].get("head") or {}
         key = _sorted({**settings, "head": (head.get("type"), head.get("num_classes"))})
         if key not in dense_names:
             is_itself = given or is_dense(backbone_of(cfg, path))
             name = _name(path, found, "" if is_itself else " (dense)")
+            if form is not None:
+                is_itself, name = False, f"{Path(path).stem} ({form} attention)"
             model = _built(path, cfg, {**settings, "drop_path_rate": 0.0})
-            found[name] = _ours(name, "dense", model, size, compiled, path if is_itself else None)
+            kind = "dense" if is_dense(settings) else "config"
+            found[name] = _ours(name, kind, model, size, compiled, path if is_itself else None)
             twins = [_twin(found[name], settings, size, form == "compiled") for form in timm]
             found.update({twin.name: twin for twin in twins if twin is not None})
             dense_names[key] = name
@@ -263,6 +279,7 @@ def timm_twin(
             model = TimmViT(
                 img_size=own,
                 dynamic_img_size=own != size,
+                dynamic_img_pad=any(side % backbone.stem.stride for side in size),
                 embed_dim=blocks[0].norm1.normalized_shape[0],
                 depth=len(blocks),
                 num_heads=blocks[0].attn.num_heads,
@@ -296,7 +313,7 @@ def _executed(model: nn.Module, size: tuple[int, int]) -> int | None:
     training = model.training
     try:
         return sum(executed(model.eval(), torch.zeros(1, 3, *size)).values()) or None
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # a callable of the user's own, which may want more than an image
         return None
     finally:
         model.train(training)

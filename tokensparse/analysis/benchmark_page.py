@@ -23,9 +23,11 @@ the rounds of the dense model's time over this one's in the same round (10th..90
 it). **MAC ratio** is the dense model's multiply-accumulates over this one's. **Efficiency** is
 speed-up / MAC ratio: 1.0 means that every operation saved became time. It is void where our dense
 model runs below 0.97 of timm's in the same run. Memory is what one call holds at most beyond
-weights and images. **Plan** is the share of the time that reducers, recoveries and the scores made
-for them take. The clock `cpu` is process CPU time of one thread, `wall` wall clock, `events` time
-on the GPU's stream. Accuracies in pictures are those of the metafiles: measured, else published.
+weights and images. **Plan** is the share of an eager forward pass that reducers, recoveries and the
+scores made for them take. The clock `cpu` is process CPU time of one thread, `wall` wall clock,
+`events` time on the GPU's stream. Accuracies in pictures are those of the metafiles: measured, else
+published. `python tools/benchmark_list.py` measures all of this page again, on a CPU or a GPU;
+what is named `cuda` here ran on a GPU, and **without such a section nothing here did**.
 """
 HEADS = (
     "model",
@@ -68,11 +70,12 @@ class Point(NamedTuple):
 
 def files(root: Path) -> dict[Path, Data]:
     """Benchmark files of a repository; other JSON under the same names is left out."""
-    found = {
-        p: json.loads(p.read_text())
-        for p in sorted(root.glob("docs/results/benchmark_*"))
-        if p.suffix == ".json"
-    }
+    found = {}
+    for path in sorted(root.glob("docs/results/benchmark_*.json")):
+        try:
+            found[path] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no whole JSON file: {error}") from error
     return {path: data for path, data in found.items() if data.get("schema") == SCHEMA}
 
 
@@ -96,8 +99,10 @@ def page(root: Path, found: Mapping[Path, Data]) -> str:
             *(_line(row) for row in data["rows"]),
             "",
             *_remarks(data["rows"]),
-            f"![images per second against multiply-accumulates]({picture})",
-            "",
+            *(
+                [f"![images per second against multiply-accumulates]({picture})", ""]
+                * drawable(data)
+            ),
         ]
     return "\n".join(parts)
 
@@ -143,6 +148,8 @@ def _remarks(rows: Sequence[Data]) -> Iterator[str]:
         timm = row.get("against_timm")
         if timm and timm["ratio"] is not None:
             lines.append(f"- {where}: {timm['ratio']:.3f} of timm's speed ({timm['timm']}).")
+        elif timm:
+            lines.append(f"- {where}: not held against timm's: {timm['reason']}.")
         if row.get("void"):
             lines.append(f"- {where}: efficiency is void: {row['void']}.")
         if row["compile_s"] is not None:
@@ -152,7 +159,7 @@ def _remarks(rows: Sequence[Data]) -> Iterator[str]:
         shares = {k: v for k, v in (row.get("shares") or {}).items() if k != "all"}
         if shares:
             said = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            lines.append(f"- {where}: share of the time: {said}.")
+            lines.append(f"- {where}: share of an eager forward pass: {said}.")
         if row.get("operations_ms"):
             top = list(row["operations_ms"].items())[:6]
             said = ", ".join(f"`{name}` {ms:.1f}" for name, ms in top)
@@ -182,6 +189,11 @@ def points(data: Data, top1: Mapping[str, float]) -> tuple[list[Point], int]:
         for row in rows
         if row["batch"] == batch
     ], batch
+
+
+def drawable(data: Data) -> bool:
+    """Whether a picture has anything to show: callables have no tokens, and perhaps no count."""
+    return bool(points(data, {})[0])
 
 
 def front(pairs: Sequence[tuple[float, float]]) -> list[int]:
@@ -228,7 +240,9 @@ def draw(data: Data, top1: Mapping[str, float], path: Path) -> None:
     FigureCanvasAgg(figure)
     shape = " x ".join(str(side) for side in data["shape"])
     threads = "" if data["clock"] == "events" else f", {data['threads']} thread(s)"
-    figure.suptitle(f"{data['device']}{threads}, batch {batch}, {shape} px, {data['mode']}")
+    void = any(row.get("void") for row in data["rows"] if row["batch"] == batch)
+    note = "; efficiencies are VOID: see the page" if void else ""
+    figure.suptitle(f"{data['device']}{threads}, batch {batch}, {shape} px, {data['mode']}{note}")
     left, right = figure.subplots(1, 2)
     colours = draw_cost(left, shown)
     figure.colorbar(colours, ax=left, label="image tokens, mean over the blocks")
@@ -243,7 +257,9 @@ def draw_cost(axes: Any, shown: Sequence[Point]) -> Any:
             lowest = min(p.gmacs for p in shown)
             xs = [lowest * 0.95 + (point.gmacs - lowest * 0.95) * i / 60 for i in range(61)]
             rates = [point.img_s * point.gmacs / x for x in xs]
-            axes.plot(xs, rates, "--", color="gray", lw=1, label=f"efficiency 1.0 of {point.name}")
+            axes.plot(
+                xs, rates, "--", color="gray", lw=1, label=f"efficiency 1.0 of {named(point)}"
+            )
     colours = axes.scatter(
         [p.gmacs for p in shown],
         [p.img_s for p in shown],
@@ -335,6 +351,8 @@ def renew(root: Path, check: bool = False) -> list[str]:
         target.write_text(text)
     for path, data in found.items():
         picture = path.with_suffix(".png")
+        if not drawable(data):
+            continue
         if digest_in(picture) == digest(data, top1):
             continue
         if check:

@@ -51,7 +51,7 @@ def view(image: np.ndarray, grid: tuple[int, int], stride: int) -> View:
 
 
 def token_colours(token: Tensor, tokens: int) -> np.ndarray:
-    """A colour for every token; one keeps its own while it grows.
+    """A colour for every token, by the first patch that it stands for.
 
     Args:
         token: (P,) token of each patch, M where dropped.

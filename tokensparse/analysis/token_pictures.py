@@ -103,9 +103,9 @@ def attention_panels(patches: PatchMap, attn: Tensor, on: View) -> list[Panel]:
     led = torch.bincount(token, minlength=patches.tokens)
     title = f"the token that looks most at each patch\n{int((led > 0).sum())} tokens lead somewhere"
     panels = [Panel(title, paint_tokens(most, on))]
-    for index in torch.linspace(0, patches.tokens - 1, min(ATTENTION_MAPS, patches.tokens)).long():
+    for index in led.argsort(descending=True, stable=True)[:ATTENTION_MAPS].tolist():
         look = attn[index].numpy()
-        title = f"where token {int(index)} looks; even: {1 / attn.shape[1]:.4f}\n"
+        title = f"where token {index} looks; even: {1 / attn.shape[1]:.4f}\n"
         title += f"looks most at {int(led[index])} patches"
         panels.append(Panel(title, look[on.place], (float(look.max()), "attention")))
     return panels
@@ -134,7 +134,8 @@ def legend(patches: PatchMap, before: PatchMap | None = None) -> list[tuple[Any,
         ((1.0, 1.0, 1.0), f"kept, a token each: {patches.count(KEPT)} patches")
     ]
     if fused:
-        rows.append((FUSED_COLOUR, f"merged: {fused} patches in {ways}"))
+        how = "merged" if patches.attn is None else "regions"  # semantic tokens look everywhere
+        rows.append((FUSED_COLOUR, f"{how}: {fused} patches in {ways}"))
     empty = int((patches.size == 0).sum())
     if empty:
         rows.append(((0.7, 0.7, 0.7), f"not seen: {empty} tokens of padding"))
