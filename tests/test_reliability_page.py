@@ -1,9 +1,11 @@
 """docs/reliability.md: made from a run, its guards those that exist, its faults those tested."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from reliability import tiny_config
@@ -30,11 +32,15 @@ REPORT = """<testsuites><testsuite>
 <testcase name="b"/>{more}</testsuite></testsuites>"""
 
 
+def cost() -> dict[str, Any]:
+    return json.loads((ROOT / "docs/results/reliability_cost.json").read_text())
+
+
 def test_rows_come_from_the_report(tool: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(REPORT.format(more=""))
     assert tool.rows(report) == [("x|y", "p", "h")]
-    assert "| x/y | p | h |" in tool.page(tool.rows(report), "cost")
+    assert "| x/y | p | h |" in tool.page(tool.rows(report), cost())
     report.write_text(REPORT.format(more='<testcase name="c"><failure/></testcase>'))
     with pytest.raises(ValueError, match="c failed"):
         tool.rows(report)
@@ -42,10 +48,9 @@ def test_rows_come_from_the_report(tool: ModuleType, tmp_path: Path) -> None:
 
 def test_the_page_is_of_this_tool_and_these_tests(tool: ModuleType) -> None:
     text = PAGE.read_text()
-    cost = (ROOT / "docs/results/reliability_cost.md").read_text()
     found = text[text.index("| fault |") :].splitlines()[2:]
     faults = [tuple(row.strip("| ").split(" | ")) for row in found]
-    assert text == tool.page(faults, cost)
+    assert text == tool.page(faults, cost())
     notes = sum(
         len(re.findall(r"recorder\(record_property\)", path.read_text()))
         for path in (ROOT / "tests").glob("test_reliability_*.py")

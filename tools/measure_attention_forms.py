@@ -2,7 +2,7 @@
 
 Times eager, SDPA and (with ``--compiled``) compiled attention in turn in one process, on shapes of
 Swin windows and ViT sets, and
-writes docs/attention_forms.json with the device it ran on.
+writes docs/results/attention_forms.json with the device it ran on.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also the compiled form")
-    parser.add_argument("--out", default="docs/attention_forms.json")
+    parser.add_argument("--out", default="docs/results/attention_forms.json")
     args = parser.parse_args()
     forms = ["eager", "sdpa", *(["compiled"] if args.compiled else [])]
     rows = measure(args.device, forms, args.rounds)

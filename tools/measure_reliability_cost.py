@@ -4,6 +4,7 @@ python tools/measure_reliability_cost.py configs/stvit/stvit-deit_digits.py
 """
 
 import argparse
+import json
 import platform
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ from tokensparse.config_check import check_config
 from tokensparse.engine.runner import Runner
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results" / "reliability_cost.md"
+RESULTS = ROOT / "docs" / "results" / "reliability_cost.json"
 
 
 class Unguarded(Runner):
@@ -94,17 +95,10 @@ def main() -> None:
     )
     parser.add_argument("configs", nargs="+", help="paths of configs whose data are there")
     parser.add_argument("--rounds", type=int, default=40, help="steps of each kind")
-    parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    made = (
-        "Made by `tools/measure_reliability_cost.py`: a training step, loader included, with the "
-        "guards and with mmengine's own loops and hooks, in turn in one process; medians."
-    )
-    lines = [
-        f"{made}\n\n",
-        "| config | guarded | mmengine's | ratio (median of pairs) |\n|---|---|---|---|\n",
-    ]
+    rows = []
     for config, clip in product(args.configs, (dict(max_norm=1.0), None)):
         with tempfile.TemporaryDirectory() as folder:
             steps = [
@@ -116,14 +110,19 @@ def main() -> None:
             found = paired(steps, args.rounds)
         ours, theirs = (statistics.median(pair[i] for pair in found) * 1e3 for i in (0, 1))
         ratio = statistics.median(a / b for a, b in found)
-        how = "clip_grad" if clip else "no clip_grad"
-        lines.append(f"| `{config}`, {how} | {ours:.1f} ms | {theirs:.1f} ms | {ratio:.3f} |\n")
-        print(lines[-1], end="", flush=True)
-    threads = torch.get_num_threads()
-    clock = "wall time" if torch.cuda.is_available() else "CPU time of the process"
-    where = f"{device or platform.machine()}, {threads} threads, torch {torch.__version__}"
-    lines.append(f"\n{args.rounds} steps of each, {clock}; {where}.\n")
-    args.out.write_text("".join(lines))
+        row = dict(guarded_ms=round(ours, 1), mmengine_ms=round(theirs, 1), ratio=round(ratio, 3))
+        rows.append(dict(config=config, clip_grad=clip is not None, **row))
+        print(rows[-1], flush=True)
+    written = dict(
+        device=device or platform.machine(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        clock="wall time" if torch.cuda.is_available() else "CPU time of the process",
+        rounds=args.rounds,
+        rows=rows,
+    )
+    args.out.write_text(json.dumps(written, indent=1) + "\n")
+    print("now: python tools/make_reliability_page.py REPORT")
 
 
 if __name__ == "__main__":

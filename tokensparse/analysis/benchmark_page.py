@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokensparse.analysis.benchmark import SCHEMA
+from tokensparse.analysis.benchmark_plain import plain_tables
 
 PAGE = "docs/benchmarks.md"
 INTRO = """# Benchmarks
@@ -104,7 +105,7 @@ def page(root: Path, found: Mapping[Path, Data]) -> str:
                 * drawable(data)
             ),
         ]
-    return "\n".join(parts)
+    return "\n".join([*parts, plain_tables(root / "docs/results")])
 
 
 def _setting(data: Data) -> str:
