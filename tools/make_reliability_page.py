@@ -34,7 +34,7 @@ processes of the same global batch.
   repeat themselves bit for bit (`randomness.deterministic=True` asks for those that do).
 - With several processes, gradients that wait for more batches are saved as their mean: exact to
   float noise, not to the bit.
-- A signal during validation is obeyed when the validation ends; a second one ends at once.
+- A signal during validation is obeyed when the validation ends; a later one ends at once.
 - Data sets that are streams (`IterableDataset`) begin their epoch anew.
 - A hook of yours that keeps its own state must save it (`before_save_checkpoint`).
 - A work dir on a file system without locks (some network disks) is not guarded against a second

@@ -48,7 +48,8 @@ def _sparseswin(data: Data) -> Iterator[str]:
     yield ""
     yield (
         f"`python tools/benchmark_sparseswin.py`: torchvision's stages and a plain SparTa, the "
-        f"same weights and precision, {data['size']} px, batch {data['batch']}, {data['rounds']} rounds."
+        f"same weights and precision, {data['size']} px, batch {data['batch']}, {data['rounds']} "
+        "rounds."
     )
     yield ""
     heads = ("precision", "ours (ms)", "plain (ms)", "speed-up", "peak, ours / plain")

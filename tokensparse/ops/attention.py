@@ -35,8 +35,8 @@ class FormChoice(NamedTuple):
 
 #: Where eager is the fastest form that needs no compiler, as ``tools/measure_attention_forms.py``
 #: found (docs/results/attention_forms.json holds device and figures); what is not listed uses SDPA.
-#: CUDA rows are not measured: there, SDPA with a learned bias takes the slow path in training. Nor is
-#: fp16 on a CPU, which goes with bf16. ``forward`` never measures.
+#: CUDA rows are not measured: there, SDPA with a learned bias takes the slow path in training. Nor
+#: is fp16 on a CPU, which goes with bf16. ``forward`` never measures.
 FASTEST: dict[FormChoice, Form] = {
     FormChoice("cpu", False, True, True): "eager",
     FormChoice("cpu", True, False, False): "eager",
