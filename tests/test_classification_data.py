@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from timm.data import auto_augment
 
 from tokensparse.classification import (
     CIFARDataset,
@@ -19,7 +20,7 @@ from tokensparse.classification import (
     MissingDataError,
     RepeatedAugmentSampler,
 )
-from tokensparse.classification.augmentation import ImageTransform
+from tokensparse.classification.augmentation import ImageTransform, posterize
 
 TASKS = sorted((Path(__file__).parents[1] / "configs/_base_/tasks").glob("*.py"))
 
@@ -123,3 +124,27 @@ def test_timm_takes_the_augmentation_of_every_task(path: Path) -> None:
         out = transform(Image.fromarray(noise))
         assert out.dtype == torch.uint8
         assert out.shape == (3, data.img_size, data.img_size)
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "v0", "augmix-m5-w4"])
+def test_every_magnitude_of_a_policy_runs(policy: str) -> None:
+    """Pillow 13 refuses to keep no bits, which timm asks for: that is no bad image."""
+    ops = []
+
+    def found(part) -> None:
+        if isinstance(part, auto_augment.AugmentOp):
+            ops.append(part)
+        for name in ("transforms", "ops", "policy"):
+            for one in getattr(part, name, part if isinstance(part, list) else ()):
+                found(one)
+
+    found(ImageTransform(32, True, dict(auto_augment=policy)).transform)
+    image = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+    assert len(ops) > 5
+    for op in ops:
+        op.prob, op.magnitude_std = 1.0, 0
+        for magnitude in range(11):
+            op.magnitude = magnitude
+            assert op(image).size == (32, 32)
+    black = [op for op in ops if op.aug_fn is posterize]
+    assert black and not np.asarray(posterize(image, 0)).any()

@@ -11,12 +11,35 @@ import torch
 from mmengine.dist import get_dist_info
 from mmengine.model import BaseDataPreprocessor
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from tokensparse.registry import DATA_SAMPLERS, MODELS
+
+
+def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's, keeping no bit, too: black, as Pillow before version 13 made it.
+
+    RandAugment of the published recipes asks for that in about one image of 600.
+    """
+    if bits_to_keep < 1:
+        return Image.new(img.mode, img.size)
+    return auto_augment.posterize(img, bits_to_keep)
+
+
+def _mend(part: Any) -> None:
+    """Put :func:`posterize` into timm's policies, however deep its operations lie."""
+    if isinstance(part, auto_augment.AugmentOp):
+        if part.aug_fn is auto_augment.posterize:
+            part.aug_fn = posterize
+        return
+    inner = part if isinstance(part, (list, tuple)) else ()
+    for name in ("transforms", "ops", "policy"):
+        inner = getattr(part, name, inner)
+    for one in inner:
+        _mend(one)
 
 
 class ImageTransform:
@@ -36,6 +59,7 @@ class ImageTransform:
         self.transform = create_transform(
             img_size, is_training=training, use_prefetcher=True, **given
         )
+        _mend(self.transform)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An RGB image -> (3, height, width) uint8."""
