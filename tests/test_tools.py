@@ -128,6 +128,14 @@ def test_misspelt_options_stop_before_data_open(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_launcher_that_has_not_started_it(
+    narrow_config: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    args = (narrow_config, "--work-dir", str(tmp_path / "work"), "--launcher", "slurm")
+    with pytest.raises(SystemExit, match=r"SLURM_PROCID is not set, .* start it by srun python"):
+        command("train", *args, "--cfg-options", *NARROW, capsys=capsys)
+
+
 def test_refusals_tell_the_remedy(
     narrow_config: str,
     tmp_path: Path,

@@ -70,6 +70,8 @@ def main() -> None:
         check_config(cfg)
         if args.out and not Path(args.out).resolve().parent.is_dir():
             raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+        if args.out and Path(args.out).is_dir():
+            raise ValueError(f"--out {args.out}: is a folder; expected a file to write")
         if args.show_dir:
             draw_into(cfg, Path(args.show_dir).resolve())
         cfg.replace_head = False  # what is tested is the checkpoint's own head

@@ -8,6 +8,13 @@ import torch
 from mmengine.dist import is_distributed
 from torch import distributed
 
+#: Launcher -> a variable that it sets, and the command that sets it.
+STARTED_BY = {
+    "pytorch": ("RANK", "torchrun --nproc-per-node=N tools/train.py ..."),
+    "slurm": ("SLURM_PROCID", "srun python tools/train.py ..."),
+    "mpi": ("OMPI_COMM_WORLD_LOCAL_RANK", "mpirun -n N python tools/train.py ..."),
+}
+
 
 def meeting(env_cfg: dict[str, Any], launcher: str) -> dict[str, Any]:
     """``env_cfg`` with what processes of torchrun need to meet.
@@ -19,7 +26,16 @@ def meeting(env_cfg: dict[str, Any], launcher: str) -> dict[str, Any]:
     Args:
         env_cfg: of the config.
         launcher: of the config; all but ``pytorch`` change nothing.
+
+    Raises:
+        ValueError: the launcher has not started this process.
     """
+    variable, command = STARTED_BY.get(launcher, ("", ""))
+    if variable and variable not in os.environ and not is_distributed():
+        raise ValueError(
+            f"--launcher {launcher}: {variable} is not set, so nothing started this process as one "
+            f"of several; start it by {command} or leave --launcher out (docs/distributed.md)"
+        )
     if launcher != "pytorch" or is_distributed():
         return env_cfg
     found = dict(env_cfg.get("dist_cfg") or {})
