@@ -8,6 +8,7 @@ makes the page from that.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def command(config: str, folder: str, options: tuple[str, ...]) -> str:
     if not options:
         return f"python tools/train.py {config}"
     return f"python tools/train.py {config} --work-dir {folder} --cfg-options {' '.join(options)}"
+
+
+def curve(points: list[list[float]]) -> list[list[float]]:
+    """Epochs and values with four digits behind the point."""
+    return [[round(float(at), 4), round(float(value), 4)] for at, value in points]
 
 
 class Run:
@@ -117,7 +123,7 @@ def measure(task: str, rounds: int) -> Results:
         found[name] = dict(
             config=run.config,
             command=run.command,
-            progress={k: run.progress[k] for k in ("loss", "val_acc")},
+            progress={k: curve(run.progress[k]) for k in ("loss", "val_acc")},
             **run.quality(task),
             **run.costs(),
         )
@@ -214,7 +220,8 @@ def main() -> None:
     try:
         for task in args.tasks:
             results[task] = measure(task, args.rounds)
-            DATA.write_text(json.dumps(results, indent=1) + "\n")
+            text = json.dumps(results, indent=1, default=float)
+            DATA.write_text(re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2]", text) + "\n")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print("now: python tools/make_dense_page.py")

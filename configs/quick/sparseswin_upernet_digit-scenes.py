@@ -8,7 +8,7 @@ Command: python tools/train.py configs/quick/sparseswin_upernet_digit-scenes.py
 Cost: 30 epochs of 2,000 crops, 4 a batch; 40 minutes on two threads of an AMD EPYC, 50 on one (measured on
     the first 300 iterations of dense Swin on idle cores).
 Published: none (data of our own).
-Measured: not run
+Measured: mIoU 61.45 (seed 0, bf16 autocast, AMD EPYC, torch 2.11.0; one thread beside other jobs).
 """
 
 _base_ = "../_base_/tasks/digit-scenes_semantic.py"
