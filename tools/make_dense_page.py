@@ -63,13 +63,17 @@ def draw_curves(results: Results, path: Path) -> None:
     figure = Figure(figsize=(10, 3.2 * len(results)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(results), 2, squeeze=False)
-    for (task, found), (left, right) in zip(results.items(), grid, strict=True):
+    for task, (left, right) in zip(TASKS, grid, strict=True):
+        found = results[task]
+        last = "bbox_mAP" if task == "instances" else "mIoU"
         for name, run in found["runs"].items():
             label = NAMES[name]
             left.plot(*zip(*smooth(run["progress"]["loss"]), strict=True), label=label)
-            right.plot(*zip(*run["progress"]["val_acc"], strict=True), marker="o", label=label)
+            values = [*run["progress"]["val_acc"], [found["epochs"], run[last]]]
+            right.plot(*zip(*values, strict=True), marker="o", label=label)
         metric = "box AP" if task == "instances" else "mIoU (%)"
         left.set(title=f"DigitScenes, {task}", xlabel="epoch", ylabel="training loss (smoothed)")
+        right.locator_params(axis="x", integer=True)
         right.set(xlabel="epoch", ylabel=f"{metric}, validation")
         left.legend()
         for axes in (left, right):
