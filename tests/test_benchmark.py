@@ -308,20 +308,6 @@ def test_the_same_model_with_another_form_of_attention(tmp_path: Path) -> None:
         line_up(configs, (paths[0], configs[paths[0]]), timm=())
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_job_of_the_list_can_be_run(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options and configs of ``tools/benchmark_list.py`` are those that the tool takes."""
-    sheet, tool = tool_of("benchmark_list"), tool_of("benchmark")
-    lines = [line for name in sheet.JOBS if (line := sheet.command(name, device))]
-    assert len(lines) >= 7
-    for line in lines:
-        monkeypatch.setattr(sys, "argv", line[1:])
-        args = tool.parse_args()
-        tool.settings_of(args, (224, 224))
-        assert all((ROOT / path).is_file() for path in [*args.configs, args.baseline] if path)
-        assert args.out.endswith(f"_{device}.json") and tool.timm_forms(args) is not None
-
-
 def test_baselines_are_shared_and_dense_configs_are_their_own(tmp_path: Path) -> None:
     paths = [config(tmp_path, name, plan=plan) for name, plan in PLANS.items()]
     plain = config(tmp_path, "plain", drop_path_rate=0.1)

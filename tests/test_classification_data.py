@@ -59,11 +59,12 @@ def test_imagenet100_reads_its_own_labels(tmp_path: Path) -> None:
     (tmp_path / "Labels.json").write_text(json.dumps({"n2": "two", "n1": "one"}))
     write_images(tmp_path / "train.X1" / "n2")
     write_images(tmp_path / "train.X2" / "n1")
-    write_images(tmp_path / "val.X" / "n1")
+    for name in ("n1", "n2"):
+        write_images(tmp_path / "val.X" / name)
     train = ImageNet100Dataset(str(tmp_path), "train", 16)
     assert train.metainfo["classes"] == ("n1", "n2")
     assert sorted(train[i]["labels"] for i in range(len(train))) == [0, 0, 1, 1]
-    assert len(ImageNet100Dataset(str(tmp_path), "val", 16)) == 2
+    assert len(ImageNet100Dataset(str(tmp_path), "val", 16)) == 4
 
 
 @pytest.mark.parametrize(

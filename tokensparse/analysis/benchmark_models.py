@@ -118,20 +118,10 @@ def line_up(
     size = _common_shape({**configs, **dict([baseline] if baseline else [])}, shape)
     found: dict[str, Subject] = {}
     dense_names: dict[str, str] = {}
-
-    if baseline is not None and (form is not None or baseline[0] in configs):
-        raise ValueError(
-            f"--baseline {baseline[0]}: is one of the configs that are held against it"
-            if form is None
-            else "--baseline and --baseline-attention are two answers to one question"
-        )
+    _check_baseline(configs, baseline, form)
 
     def dense(path: str, cfg: Mapping[str, Any], given: bool) -> str:
-        settings = backbone_of(cfg, path)
-        if form is not None:
-            settings = {**settings, "attention": form}
-        elif not given:
-            settings = dense_of(settings)
+        settings = _held_against(backbone_of(cfg, path), form, given)
         head = cfg["model"].get("head") or {}
         key = _sorted({**settings, "head": (head.get("type"), head.get("num_classes"))})
         if key not in dense_names:
@@ -142,7 +132,7 @@ def line_up(
             model = _built(path, cfg, {**settings, "drop_path_rate": 0.0})
             kind = "dense" if is_dense(settings) else "config"
             found[name] = _ours(name, kind, model, size, compiled, path if is_itself else None)
-            twins = [_twin(found[name], settings, size, form == "compiled") for form in timm]
+            twins = [_twin(found[name], settings, size, way == "compiled") for way in timm]
             found.update({twin.name: twin for twin in twins if twin is not None})
             dense_names[key] = name
         return dense_names[key]
@@ -155,12 +145,36 @@ def line_up(
         backbone = {**backbone_of(cfg, path), "drop_path_rate": 0.0}
         name, model = _name(path, found), _built(path, cfg, backbone)
         found[name] = _with(_ours(name, "config", model, size, compiled, path), baseline=against)
+    _add_calls(found, calls, size, compiled)
+    return list(found.values()), size
+
+
+def _add_calls(
+    found: dict[str, Subject], calls: Sequence[str], size: tuple[int, int], compiled: bool
+) -> None:
     first = next(iter(found), None)
     for spec in calls:
         subject = _with(called(spec, size, compiled), baseline=first)
         first = first or subject.name
         found[subject.name] = subject
-    return list(found.values()), size
+
+
+def _held_against(settings: dict[str, Any], form: str | None, given: bool) -> dict[str, Any]:
+    """Settings of the backbone that one is held against."""
+    if form is not None:
+        return {**settings, "attention": form}
+    return settings if given else dense_of(settings)
+
+
+def _check_baseline(
+    configs: Mapping[str, Any], baseline: tuple[str, Mapping[str, Any]] | None, form: str | None
+) -> None:
+    if baseline is not None and form is not None:
+        raise ValueError("--baseline and --baseline-attention are two answers to one question")
+    if baseline is not None and baseline[0] in configs:
+        raise ValueError(
+            f"--baseline {baseline[0]}: is one of the configs that are held against it"
+        )
 
 
 def _name(path: str, taken: Mapping[str, Subject], more: str = "") -> str:
