@@ -114,7 +114,11 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, record_property: Callable)
     assert run.returncode == 128 + signal.SIGTERM
     assert said.split() == [b"one"]
     assert not (tmp_path / FILE).exists()
-    recorder(record_property)("a second SIGTERM", "ends at once", "exit code 143, nothing written")
+    recorder(record_property)(
+        "a second SIGTERM, a second after the first",
+        "ends at once",
+        "exit code 143, nothing written",
+    )
 
 
 def test_a_second_run_is_refused_and_a_dead_ones_lock_is_free(
