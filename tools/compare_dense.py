@@ -112,14 +112,23 @@ class Run:
         return {name: round(value, 4) for name, value in found.items()}
 
 
-def measure(task: str, rounds: int) -> Results:
-    """All runs of one task: quality, costs, and time and memory in turn."""
+def measure(task: str, rounds: int, before: Results | None = None) -> Results:
+    """All runs of one task: quality, costs, and time and memory in turn.
+
+    Args:
+        task: a key of ``HEADS``.
+        rounds: timed calls of each model.
+        before: results whose quality is kept; None measures it.
+    """
     from tokensparse.analysis import compare, device_name
     from tokensparse.analysis.timer import peak_bytes
 
     made = {name: Run(*told) for name, told in runs(task).items()}
     found: Results = {}
     for name, run in made.items():
+        if before is not None:
+            found[name] = dict(before["runs"][name])
+            continue
         found[name] = dict(
             config=run.config,
             command=run.command,
@@ -215,11 +224,12 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each model")
+    parser.add_argument("--times", action="store_true", help="time alone; keep the quality")
     args = parser.parse_args()
     results: Results = json.loads(DATA.read_text()) if DATA.is_file() else {}
     try:
         for task in args.tasks:
-            results[task] = measure(task, args.rounds)
+            results[task] = measure(task, args.rounds, results[task] if args.times else None)
             text = json.dumps(results, indent=1, default=float)
             DATA.write_text(re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2]", text) + "\n")
     except (ValueError, FileNotFoundError) as error:
