@@ -1,4 +1,4 @@
-"""Measure all that docs/benchmarks.md shows, in one command, on a CPU or a GPU.
+"""Measure models beside their dense baselines, a whole list in one command, on a CPU or a GPU.
 
 ``python tools/benchmark_list.py`` runs ``tools/benchmark.py`` for every job below, one after the
 other, and writes ``docs/results/benchmark_<job>_<device>.json``; then run ``tools/make_tables.py``.

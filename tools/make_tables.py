@@ -7,6 +7,7 @@ The former come from metafile.yml, the latter, with pictures, from docs/results/
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,6 @@ def row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
     config = ROOT / model["config"]
     link = up(config, folder)
     published = (model.get("published") or {}).get("top1")
-    measured = model.get("measured")
-    shown = "not run"
-    if measured:
-        notes.append(measured["how"])
-        shown = f"{measured['top1']:.2f} ({len(notes)})"
     cells = [
         f"[{config.stem}]({link})",
         model["model"],
@@ -74,19 +70,23 @@ def row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
         "" if model["parameters"] is None else f"{model['parameters'] / 1e6:.2f}",
         "" if model["gmacs"] is None else f"{model['gmacs']:.2f}",
         "" if published is None else f"{published:.2f}",
-        shown,
+        noted(model, notes, lambda found: f"{found['top1']:.2f}"),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def noted(model: dict[str, Any], notes: list[str], shown: Callable[[Any], str]) -> str:
+    """What was measured, with the number of the note that says how."""
+    measured = model.get("measured")
+    if not measured:
+        return "not run"
+    notes.append(measured["how"])
+    return f"{shown(measured)} ({len(notes)})"
 
 
 def dense_row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
     """One detector or segmentor."""
     config = ROOT / model["config"]
-    measured = model.get("measured")
-    shown = "not run"
-    if measured:
-        notes.append(measured["how"])
-        shown = f"{dense_figures(measured)} ({len(notes)})"
     cells = [
         f"[{config.stem}]({up(config, folder)})",
         model["model"],
@@ -95,7 +95,7 @@ def dense_row(model: dict[str, Any], folder: Path, notes: list[str]) -> str:
         f"{model['parameters'] / 1e6:.2f}",
         f"{model['gmacs']:.2f} at {' x '.join(map(str, model['size']))}",
         dense_figures(model["published"] or {}),
-        shown,
+        noted(model, notes, dense_figures),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -27,8 +27,9 @@ model runs below 0.97 of timm's in the same run. Memory is what one call holds a
 weights and images. **Plan** is the share of an eager forward pass that reducers, recoveries and the
 scores made for them take. The clock `cpu` is process CPU time of one thread, `wall` wall clock,
 `events` time on the GPU's stream. Accuracies in pictures are those of the metafiles: measured, else
-published. `python tools/benchmark_list.py` measures all of this page again, on a CPU or a GPU;
-what is named `cuda` here ran on a GPU, and **without such a section nothing here did**.
+published. `python tools/benchmark_list.py` measures these tables again, on a CPU or a GPU; the
+tables at the end name their own tools. What is named `cuda` here ran on a GPU, and **without such a
+section nothing here did**. Of the list, only what has a table here was run.
 """
 HEADS = (
     "model",
