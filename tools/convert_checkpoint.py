@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.checkpoint import SOURCES, allow_globals, read_state, translate
+from tokensparse.checkpoint import SOURCES, add_allow_globals, allow_globals, read_state, translate
 from tokensparse.released import load_released
 
 
@@ -29,13 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", help="*.safetensors, or *.pth")
     parser.add_argument("--num-heads", type=int, help="of a ViT, which no tensor tells")
     parser.add_argument("--sparta-heads", type=int, help="of SparseSwin's last blocks")
-    parser.add_argument(
-        "--allow-globals",
-        nargs="+",
-        default=[],
-        metavar="MODULE.NAME",
-        help="trust IN to call these while it is read, as a refusal lists them",
-    )
+    add_allow_globals(parser)
     return parser.parse_args()
 
 

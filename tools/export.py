@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.checkpoint import allow_globals
+from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.export import Exported, deployable, export_model, format_of, load_weights
@@ -37,13 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--format", choices=["onnx", "torch"], help="default: by the suffix")
     parser.add_argument("--shape", nargs=2, type=int, metavar=("H", "W"), help="pixels")
     parser.add_argument("--batch", type=batch_of, default="dynamic", help="'dynamic' or a number")
-    parser.add_argument(
-        "--allow-globals",
-        nargs="+",
-        default=[],
-        metavar="MODULE.NAME",
-        help="trust the checkpoint to call these while it is read, as a refusal lists them",
-    )
+    add_allow_globals(parser)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
     return parser.parse_args()
 

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.backbones import inner_model
-from tokensparse.checkpoint import allow_globals
+from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.config_check import check_config, merge_options
 from tokensparse.dense.views import test_on_views
 from tokensparse.engine.endings import one_clear_message
@@ -28,13 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tta", action="store_true", help="test on several views: the config's tta_pipeline"
     )
-    parser.add_argument(
-        "--allow-globals",
-        nargs="+",
-        default=[],
-        metavar="MODULE.NAME",
-        help="trust the checkpoint to call these while it is read, as a refusal lists them",
-    )
+    add_allow_globals(parser)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.checkpoint import allow_globals
+from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
@@ -28,13 +28,7 @@ def parse_args() -> argparse.Namespace:
         const="auto",
         help="go on from the newest valid checkpoint of the work folder, or from the one named",
     )
-    parser.add_argument(
-        "--allow-globals",
-        nargs="+",
-        default=[],
-        metavar="MODULE.NAME",
-        help="trust checkpoints to call these while they are read, as a refusal lists them",
-    )
+    add_allow_globals(parser)
     parser.add_argument("--amp", action="store_true", help="train in bf16 autocast")
     parser.add_argument(
         "--cfg-options",

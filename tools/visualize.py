@@ -24,7 +24,7 @@ from tokensparse.analysis.baseline import backbone_of
 from tokensparse.analysis.token_maps import dense_twin, patch_maps, with_before
 from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
-from tokensparse.checkpoint import allow_globals
+from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.classification.augmentation import ImagePreprocessor
 from tokensparse.config_check import check_config, merge_options
 from tokensparse.engine.runner import read_checkpoint
@@ -87,13 +87,7 @@ def parse_args() -> argparse.Namespace:
         help="another plan for the backbone, a Python literal: "
         "\"{'every': {'type': 'ToMe', 'r': 13}}\"",
     )
-    parser.add_argument(
-        "--allow-globals",
-        nargs="+",
-        default=[],
-        metavar="MODULE.NAME",
-        help="trust the checkpoint to call these while it is read, as a refusal lists them",
-    )
+    add_allow_globals(parser)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides")
     return parser.parse_args()
 

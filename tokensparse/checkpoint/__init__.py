@@ -6,7 +6,12 @@ from pkgutil import iter_modules
 from tokensparse.checkpoint.head import fit_head
 from tokensparse.checkpoint.names import Rule, Translated, released_name, translate
 from tokensparse.checkpoint.reading import read_state
-from tokensparse.checkpoint.safe_load import CheckpointError, allow_globals, safe_load
+from tokensparse.checkpoint.safe_load import (
+    CheckpointError,
+    add_allow_globals,
+    allow_globals,
+    safe_load,
+)
 from tokensparse.checkpoint.source import Source, Spatial
 
 #: Every family by name, gathered from the files of this package.
@@ -21,6 +26,7 @@ __all__ = [
     "Source",
     "Spatial",
     "Translated",
+    "add_allow_globals",
     "allow_globals",
     "fit_head",
     "read_state",

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,6 +47,17 @@ def allow_globals(*names: str) -> Iterator[None]:
         yield
     finally:
         _allowed.reset(token)
+
+
+def add_allow_globals(parser: ArgumentParser) -> None:
+    """Give a command line the option that refusals name: arguments of :func:`allow_globals`."""
+    parser.add_argument(
+        "--allow-globals",
+        nargs="+",
+        default=[],
+        metavar="MODULE.NAME",
+        help="trust files to call these while they are read, as a refusal lists them",
+    )
 
 
 def _imported(name: str) -> Any:
