@@ -126,3 +126,21 @@ def test_prepared_bias_changes_nothing_and_is_kept_for_two_sizes() -> None:
     assert max(kept) == 2
     model.train()
     assert not any(m._prepared for m in model.modules() if isinstance(m, WindowAttention))
+
+
+def test_what_was_prepared_is_forgotten_with_its_weights_and_device() -> None:
+    """Loading, moving and casting leave no bias of other weights behind."""
+    from small import image, small_swin
+
+    model, other = small_swin(out_indices=(3,)).eval(), small_swin(out_indices=(3,)).eval()
+    with torch.no_grad():
+        for name, value in other.named_parameters():
+            value += torch.randn_like(value) * name.endswith("bias_table")
+        expected, x = other(image((128, 128)))[0], image((128, 128))
+        model.prepare((128, 128))
+        assert not model(x)[0].equal(expected)
+        model.load_state_dict(other.state_dict())
+        assert model(x)[0].equal(expected)
+        model.prepare((128, 128))
+        doubled = model.double()(x.double())[0]
+        torch.testing.assert_close(doubled, other.double()(x.double())[0], rtol=0, atol=0)

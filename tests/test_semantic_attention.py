@@ -32,3 +32,10 @@ def test_where_semantic_tokens_look() -> None:
     titles = [panel.title for panel in panels]
     assert sum(title.startswith("where token") for title in titles) == pictures.ATTENTION_MAPS
     assert model.forward_tokens(image((64, 64)), collect=MAPS)[1].steps[0].attn is None
+
+
+def test_lead_of_the_strongest_token() -> None:
+    """Half again as much is a third; equal, or nobody, is nothing; one token leads alone."""
+    attn = torch.tensor([[0.3, 0.2, 0.0], [0.2, 0.2, 0.0], [0.1, 0.1, 0.0]])
+    torch.testing.assert_close(pictures.leads(attn), torch.tensor([1 / 3, 0.0, 0.0]))
+    torch.testing.assert_close(pictures.leads(attn[:1]), torch.ones(3))

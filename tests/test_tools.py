@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from PIL import Image
 from small import tool_of
 
 from tokensparse.classification import DigitsDataset
@@ -126,6 +127,25 @@ def test_misspelt_options_stop_before_data_open(
     with pytest.raises(SystemExit, match=r"unknown key 'modell'.*did you mean 'model'"):
         command("train", *args, "modell.head.num_classes=3", capsys=capsys)
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "analyze", "benchmark", "visualize", "export"])
+def test_configs_that_are_not_there_or_do_not_run(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Every tool names the nearest config, and the line of one that is no Python."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "grey.png")
+    more = {
+        "test": [str(tmp_path / "none.pth")],
+        "visualize": [str(tmp_path / "grey.png")],
+        "export": [str(tmp_path / "model.onnx")],
+    }.get(tool, [])
+    with pytest.raises(SystemExit, match=r"no config .*did you mean '.*/deit-s_in1k.py'"):
+        command(tool, str(ROOT / "configs/dense/deit-s_in1.py"), *more, capsys=capsys)
+    for text, said in (("a = 1\nb = (", "line 2: '\\(' was never closed"), ("a = b", "NameError")):
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(SystemExit, match=said):
+            command(tool, str(tmp_path / "mine.py"), *more, capsys=capsys)
 
 
 def test_a_launcher_that_has_not_started_it(

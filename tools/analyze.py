@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,7 @@ import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis import count
 from tokensparse.analysis.baseline import backbone_of, bare_model, dense_of, shape_of
 from tokensparse.analysis.published import layer_norm_operations
-from tokensparse.config_check import check_config
+from tokensparse.config_check import check_config, read_config
 
 
 def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def analyze(path: str, shape: list[int] | None, layer_norm: bool = False) -> dic
         ``config``, ``shape``, ``params``, ``macs``, ``flops`` (2 x), ``tokens`` by block, and the
         same of the baseline under ``dense``.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     check_config(cfg)
     backbone = backbone_of(cfg, path)
     size = shape_of(backbone, shape)

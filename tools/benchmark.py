@@ -20,8 +20,7 @@ from rich.table import Table
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.analysis.benchmark import Settings, benchmark, write_json
 from tokensparse.analysis.benchmark_models import BenchmarkError, line_up
-from tokensparse.config_check import check_config
-from tokensparse.plan.syntax import closest
+from tokensparse.config_check import check_config, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,17 +64,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(path: str) -> Config:
+def checked(path: str) -> Config:
     """A config that passes the strict check.
 
     Raises:
         FileNotFoundError: naming the nearest config that is there.
         ValueError: a key or type that means nothing.
     """
-    if not Path(path).is_file():
-        there = [p.as_posix() for p in Path("configs").glob("**/*.py") if "_base_" not in p.parts]
-        raise FileNotFoundError(f"no config {path!r}{closest(path, there)}")
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     check_config(cfg)
     return cfg
 
@@ -121,8 +117,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist")
     timm = timm_forms(args)
     settings_of(args, tuple(args.shape or (224, 224))).check()
-    configs = {path: read_config(path) for path in args.configs}
-    baseline = None if args.baseline is None else (args.baseline, read_config(args.baseline))
+    configs = {path: checked(path) for path in args.configs}
+    baseline = None if args.baseline is None else (args.baseline, checked(args.baseline))
     subjects, shape = line_up(
         configs,
         baseline,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.checkpoint import add_allow_globals, allow_globals
-from tokensparse.config_check import check_config, merge_options
+from tokensparse.config_check import check_config, read_config
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.export import Exported, deployable, export_model, format_of, load_weights
 
@@ -46,8 +46,7 @@ def export(args: argparse.Namespace) -> Exported:
     """Build, load, export."""
     format_of(Path(args.out), args.format)
     state = read_checkpoint(args.checkpoint)["state_dict"] if args.checkpoint else None
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     check_config(cfg)
     torch.manual_seed(0)
     part = deployable(cfg)

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.backbones import inner_model
 from tokensparse.checkpoint import add_allow_globals, allow_globals
-from tokensparse.config_check import check_config, merge_options
+from tokensparse.config_check import check_config, read_config
 from tokensparse.dense.views import test_on_views
 from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
@@ -56,8 +56,7 @@ def main() -> None:
     """Test."""
     args = parse_args()
     with one_clear_message(), allow_globals(*args.allow_globals):
-        cfg = Config.fromfile(args.config)
-        merge_options(cfg, args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
         cfg.launcher = args.launcher
         if args.work_dir or cfg.get("work_dir") is None:
             cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem))

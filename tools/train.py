@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.checkpoint import add_allow_globals, allow_globals
-from tokensparse.config_check import check_config, merge_options
+from tokensparse.config_check import check_config, read_config
 from tokensparse.engine.endings import one_clear_message
 from tokensparse.engine.runner import Runner, part
 
@@ -45,8 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's overrides, checked strictly."""
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir or cfg.get("work_dir") is None:
         cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem))

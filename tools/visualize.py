@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
 from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.classification.augmentation import ImagePreprocessor
-from tokensparse.config_check import check_config, merge_options
+from tokensparse.config_check import check_config, read_config
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
 
@@ -146,8 +146,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
         ValueError: a wrong config, a backbone that is not ours or has no steps, weights that are
             not its own.
     """
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     model = inner_model(cfg.get("model") or {})
     if args.plan is not None and isinstance(model.get("backbone"), Mapping):
         model.backbone.plan = plan_of(args.plan)

@@ -227,7 +227,7 @@ def digest_in(path: Path) -> str | None:
 
 
 def draw(data: Data, top1: Mapping[str, float], path: Path) -> None:
-    """Images per second against GMACs, and accuracy (or tokens) against images per second.
+    """Images per second against GMACs, accuracy (or tokens) against images per second; by dtype.
 
     Args:
         data: a benchmark file.
@@ -238,17 +238,22 @@ def draw(data: Data, top1: Mapping[str, float], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown, batch = points(data, top1)
-    figure = Figure(figsize=(12.5, 5.2), layout="constrained")
+    dtypes = list(dict.fromkeys(point.dtype for point in shown))
+    figure = Figure(figsize=(12.5, 0.4 + 4.8 * len(dtypes)), layout="constrained")
     FigureCanvasAgg(figure)
     shape = " x ".join(str(side) for side in data["shape"])
     threads = "" if data["clock"] == "events" else f", {data['threads']} thread(s)"
     void = any(row.get("void") for row in data["rows"] if row["batch"] == batch)
     note = "; efficiencies are VOID: see the page" if void else ""
     figure.suptitle(f"{data['device']}{threads}, batch {batch}, {shape} px, {data['mode']}{note}")
-    left, right = figure.subplots(1, 2)
-    colours = draw_cost(left, shown)
-    figure.colorbar(colours, ax=left, label="image tokens, mean over the blocks")
-    draw_front(right, shown)
+    for dtype, (left, right) in zip(
+        dtypes, figure.subplots(len(dtypes), 2, squeeze=False), strict=True
+    ):
+        own = [point for point in shown if point.dtype == dtype]
+        colours = draw_cost(left, own)
+        figure.colorbar(colours, ax=left, label="image tokens, mean over the blocks")
+        draw_front(right, own)
+        left.set_title(dtype, loc="left")
     figure.savefig(path, dpi=110, metadata={"Software": None, "Data": digest(data, top1)})
 
 
@@ -291,9 +296,8 @@ def draw_front(axes: Any, shown: Sequence[Point]) -> None:
 
 
 def named(point: Point) -> str:
-    """Short name of a model, with its dtype where it is not fp32."""
-    name = point.name.removesuffix("_in1k")
-    return name if point.dtype == "fp32" else f"{name} {point.dtype}"
+    """Short name of a model."""
+    return point.name.replace("_in1k", "")
 
 
 def ring(axes: Any, places: Sequence[tuple[float, float]], what: str) -> None:
@@ -303,14 +307,25 @@ def ring(axes: Any, places: Sequence[tuple[float, float]], what: str) -> None:
 
 
 def label(axes: Any, places: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside places, to the side where there is room; margins, grid, legend."""
-    middle = (min(x for x, *_ in places) + max(x for x, *_ in places)) / 2
+    """Names beside places, to the side where there is room; margins, grid, legend.
+
+    A name goes below its place where the name of another one is near above.
+    """
+    xs, ys = ([place[axis] for place in places] for axis in (0, 1))
+    middle, wide, high = (min(xs) + max(xs)) / 2, max(xs) - min(xs), max(ys) - min(ys)
     for x, y, text in places:
         side = ("left", 9) if x <= middle else ("right", -9)
+        crowded = any(
+            (a <= middle) == (x <= middle)
+            and abs(a - x) <= 0.4 * wide
+            and 0 <= (b - y) <= 0.09 * high
+            for a, b, other in places
+            if other != text
+        )
         axes.annotate(
             text,
             (x, y),
-            (side[1], 7),
+            (side[1], -13 if crowded else 7),
             textcoords="offset points",
             ha=side[0],
             fontsize=8,

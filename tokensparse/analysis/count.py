@@ -11,7 +11,6 @@ from torch import nn
 from tokensparse.analysis.executed import Cost, executed, macs_of
 from tokensparse.analysis.formula import formula, step_macs
 from tokensparse.backbones.parts import image_size
-from tokensparse.blocks.attention import WindowAttention
 from tokensparse.blocks.stems import grid_of
 from tokensparse.plan.counts import follow
 
@@ -178,9 +177,6 @@ def run_counted(
     training = [m for m in model.modules() if m.training]
     if device == "meta":
         model = copy.deepcopy(model).to("meta")
-        for module in model.modules():
-            if isinstance(module, WindowAttention):
-                module._prepared.clear()
     like = next(model.parameters())
     backbone: Any = getattr(model, "backbone", model)
     channels = next(p for p in backbone.stem.parameters() if p.ndim == 4).shape[1]

@@ -33,8 +33,8 @@ from tokensparse.analysis.token_paint import (
 #: Heat maps of single tokens in a picture of a soft map, at most.
 HEAT_MAPS = 8
 
-#: Attention of single tokens in a picture, at most; with the first four panels three full rows.
-ATTENTION_MAPS = 8
+#: Attention of single tokens in a picture, at most; with the first five panels three full rows.
+ATTENTION_MAPS = 7
 
 #: Panels in a row of the strip over depth, at most.
 STRIP_COLUMNS = 7
@@ -97,18 +97,39 @@ def step_panels(
 
 
 def attention_panels(patches: PatchMap, attn: Tensor, on: View) -> list[Panel]:
-    """Which token looks most at every patch, and where some tokens, spread over the map, look."""
+    """Which token looks most at every patch, by how much, and where the leading tokens look."""
     token = attn.argmax(0)
     most = patches._replace(token=token, fate=torch.full_like(token, FUSED))
     led = torch.bincount(token, minlength=patches.tokens)
     title = f"the token that looks most at each patch\n{int((led > 0).sum())} tokens lead somewhere"
     panels = [Panel(title, paint_tokens(most, on))]
+    lead = leads(attn)
+    title = "its lead over the second token\n"
+    title += f"0: they look alike, 1: it looks alone; mean {float(lead.mean()):.2f}"
+    panels.append(Panel(title, lead.numpy()[on.place], (1.0, "lead, as a share of the first")))
     for index in led.argsort(descending=True, stable=True)[:ATTENTION_MAPS].tolist():
         look = attn[index].numpy()
         title = f"where token {index} looks; even: {1 / attn.shape[1]:.4f}\n"
         title += f"looks most at {int(led[index])} patches"
         panels.append(Panel(title, look[on.place], (float(look.max()), "attention")))
     return panels
+
+
+def leads(attn: Tensor) -> Tensor:
+    """By how much the token that looks most at a patch looks more than the second one.
+
+    Args:
+        attn: (M, P) attention of every token.
+
+    Returns:
+        (P,) in 0..1, as a share of the first one's attention;
+        1 where there is one token alone, 0 at
+        patches that nobody looks at.
+    """
+    if len(attn) == 1:
+        return torch.ones_like(attn[0])
+    first, second = attn.topk(2, dim=0).values
+    return (first - second) / first.clamp(min=1e-12)
 
 
 def heat_panels(patches: PatchMap, on: View) -> list[Panel]:

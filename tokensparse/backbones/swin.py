@@ -23,6 +23,7 @@ from tokensparse.backbones.parts import (
     pool_tokens,
     sizes_of,
 )
+from tokensparse.blocks.attention import WindowAttention
 from tokensparse.blocks.stems import ConvStem, PatchStem, blank_padding, grid_of, valid_tokens
 from tokensparse.blocks.transitions import (
     LinearTransition,
@@ -32,7 +33,7 @@ from tokensparse.blocks.transitions import (
     zero_padding,
 )
 from tokensparse.ops.windows import grid_centres
-from tokensparse.plan import Flow, Plan, PlanConfig, StageSpec, run_stage, stage_windows
+from tokensparse.plan import Flow, Plan, PlanConfig, StageSpec, Windows, run_stage, stage_windows
 from tokensparse.registry import MODELS
 from tokensparse.tokens import Tokens, Trace
 
@@ -126,6 +127,7 @@ class SwinTransformer(Backbone):
             stages.append(Stage(transition, blocks))
         self.stages = nn.ModuleList(stages)
         self.num_features = self.plan.out_dims[-1]
+        self._prepared: dict[tuple[int, int], Windows] = {}
         self._build_norms(out_norms)
         init_weights(self.stages)
         self._freeze()
@@ -200,13 +202,7 @@ class SwinTransformer(Backbone):
             flow = self._enter(stage.transition, flow)
             grid, windows = flow.tokens.grid, None
             if grid is not None and self.plan.stages[index].windowed:
-                windows = stage_windows(
-                    grid,
-                    self.window_size,
-                    self.window_shift,
-                    self.window_padding == "masked",
-                    flow.x.device,
-                )
+                windows = self._windows_of(grid, flow.x.device)
             flow = run_stage(self.plan, index, stage.blocks, flow, windows, self.with_cp)
             if self.out_indices is not None and index in self.out_indices:
                 norm = self.get_submodule(f"norm{index}")
@@ -246,23 +242,32 @@ class SwinTransformer(Backbone):
             tokens=Tokens(x.new_empty(x.shape[0], 0, x.shape[2]), size, pos, new, padded=t.padded),
         )
 
+    def _windows_of(self, grid: tuple[int, int], device: torch.device) -> Windows:
+        """Geometry of a stage: prepared, or made now."""
+        if self._prepared and not torch.is_grad_enabled() and grid in self._prepared:
+            return self._prepared[grid]
+        hide = self.window_padding == "masked"
+        return stage_windows(grid, self.window_size, self.window_shift, hide, device)
+
     @torch.no_grad()
     def prepare(self, size: tuple[int, int]) -> None:
-        """Compute the window biases of an image size ahead of inference; at most two are kept.
+        """Compute masks and biases of windows for an image size ahead of inference; two are kept.
 
         Args:
             size: (rows, columns) in pixels.
         """
-        from tokensparse.blocks.attention import WindowAttention
-
         grid = grid_of(size, self.stride)
         for index, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             if isinstance(stage.transition, PatchMerging):
                 grid = half_grid(grid)
-            hide = self.window_padding == "masked"
-            device = next(self.parameters()).device
-            windows = stage_windows(grid, self.window_size, self.window_shift, hide, device)
+            if not self.plan.stages[index].windowed:
+                continue
+            windows = self._windows_of(grid, next(self.parameters()).device)
+            self._prepared.pop(grid, None)
+            while len(self._prepared) >= 2 * len(self.stages):
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[grid] = windows
             for name, block in stage.blocks.items():
                 attn = getattr(block, "attn", None)
                 if self.plan.block(index, int(name)).kind == "window" and isinstance(
@@ -270,6 +275,10 @@ class SwinTransformer(Backbone):
                 ):
                     layout, mask = windows.shifted if int(name) % 2 else windows.plain
                     attn.prepare(mask, layout)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "SwinTransformer":
+        self._prepared.clear()
+        return super()._apply(*args, **kwargs)
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

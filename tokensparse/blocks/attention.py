@@ -5,7 +5,7 @@ windows, n places of a window. Queries, keys and values are projected once per t
 cut afterwards.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -256,8 +256,14 @@ class WindowAttention(nn.Module):
         return out, AttentionInfo(key, None, score, wanted)
 
     def _project(self, x: Tensor, layout: WindowLayout) -> list[Tensor]:
-        """Real tokens alone are projected; a zero token's projection is the bias."""
-        if not layout.is_padded or self.qkv.bias is None:
+        """Real tokens alone are projected; a zero token's projection is the bias.
+
+        Where nothing is padded, C channels move into windows rather than 3 C.
+        """
+        if not layout.is_padded:
+            qkv = self.qkv(partition(x, layout)).unflatten(-1, (3, self.num_heads, -1))
+            return list(qkv.permute(3, 0, 1, 4, 2, 5).unbind(0))
+        if self.qkv.bias is None:
             qkv = partition_heads(self.qkv(x), layout, self.num_heads)
         else:
             qkv = partition_heads(F.linear(x, self.qkv.weight), layout, self.num_heads)
@@ -281,7 +287,11 @@ class WindowAttention(nn.Module):
 
     @torch.no_grad()
     def prepare(self, mask: Tensor | None, layout: WindowLayout) -> None:
-        """Compute the bias of one layout ahead of inference; at most two layouts are kept."""
+        """Compute the bias of one layout ahead of inference; at most two layouts are kept.
+
+        Training, loading and moving forget them; weights changed in place while in eval mode, by
+        hand, do not.
+        """
         self._prepared.pop((layout, mask is not None), None)
         bias = self.logit_bias(mask, layout)
         if bias is None:
@@ -295,6 +305,14 @@ class WindowAttention(nn.Module):
         if mode:
             self._prepared.clear()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "WindowAttention":
+        self._prepared.clear()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -71,6 +72,36 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
             _check_all(cfg, scope)
     finally:
         extra.reset(token)
+
+
+def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """A config file with ``--cfg-options``, not checked yet.
+
+    Args:
+        path: of the file.
+        options: see :func:`merge_options`.
+
+    Raises:
+        FileNotFoundError: no such file, naming the nearest config of the folder or of ``configs``;
+            or one that it builds on.
+        ImportError: what it imports is not installed.
+        ConfigError: the file does not run; see also :func:`merge_options`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = [p for folder in (path.parent, Path("configs")) for p in folder.glob("**/*.py")]
+        there = {p.as_posix() for p in near if "_base_" not in p.parts} if path.suffix else set()
+        raise FileNotFoundError(f"no config {path.as_posix()!r}{closest(path.as_posix(), there)}")
+    try:
+        cfg = Config.fromfile(path)
+    except (FileNotFoundError, ImportError):
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # the file is a program, which fails as it likes
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    merge_options(cfg, options)
+    return cfg
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
