@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.model import BaseModule
 from small import image, small_swin, small_vit
+from torch._dynamo.testing import CompileCounter
 
 import tokensparse  # noqa: F401  registers everything
 from tokensparse.registry import RECOVERIES, REDUCERS
@@ -95,6 +96,20 @@ def test_inductor_is_eager(reducer: Any) -> None:
         compiled = torch.compile(model, fullgraph=True)
         for a, b in zip(model(x), compiled(x), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_one_compile_for_each_size(kind: str, reducer: Any) -> None:
+    """A size is compiled once, whatever came between; new images of it compile nothing."""
+    torch._dynamo.reset()
+    model = build(kind, reducer, "Scatter").eval()
+    counter = CompileCounter()
+    compiled, compiles = torch.compile(model, fullgraph=True, backend=counter, dynamic=False), []
+    first, second = sizes(kind)
+    with torch.no_grad():
+        for size in (first, first, second, second, first, second):
+            compiled(image(size))
+            compiles.append(counter.frame_count)
+    assert compiles == [1, 1, 2, 2, 2, 2]
 
 
 def test_executed_operations_are_the_formula(kind: str, reducer: Any, recovery: str) -> None:

@@ -39,3 +39,30 @@ def test_lead_of_the_strongest_token() -> None:
     attn = torch.tensor([[0.3, 0.2, 0.0], [0.2, 0.2, 0.0], [0.1, 0.1, 0.0]])
     torch.testing.assert_close(pictures.leads(attn), torch.tensor([1 / 3, 0.0, 0.0]))
     torch.testing.assert_close(pictures.leads(attn[:1]), torch.ones(3))
+
+
+def test_where_semantic_tokens_of_windows_look() -> None:
+    """Each in its own window of keys, row by row of the semantic grid; shares are those of V."""
+    from small import small_swin
+
+    step = dict(type="STGM", spec="released-det", window=4, num_tokens=4, padding="masked")
+    model = small_swin(plan=[dict(stage=1, span=(0, 1), reduce=step, recover=dict(type="Scatter"))])
+    reducer = model.eval().plan.steps[0].reduce
+    reducer.sides = (6, 8)
+    with torch.no_grad():
+        _, trace = model.forward_tokens(image((160, 104)), collect=MAPS | {"step_attn"})
+    (record,) = trace.steps
+    rows, cols = record.grid  # 20 x 13, 5 x 4 windows of 4, the last column of windows partial
+    attn = record.attn.view(2, 5, 2, 4, 2, rows, cols)
+    for r in range(5):
+        for s in range(4):
+            own = torch.zeros(rows, cols, dtype=torch.bool)
+            own[max(0, 4 * r - 2) : 4 * r + 6, max(0, 4 * s - 2) : 4 * s + 6] = True
+            assert (attn[:, r, :, s][..., own] > 0).all()
+            assert (attn[:, r, :, s][..., ~own] == 0).all()
+    torch.testing.assert_close(record.attn.sum(-1), torch.ones(2, 80))
+    titles = [
+        p.title
+        for p in pictures.step_panels(patch_maps(trace)[0], np.zeros((160, 104, 3), np.uint8), 4)
+    ]
+    assert any(title.startswith("its lead over the second") for title in titles)

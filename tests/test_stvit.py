@@ -14,7 +14,13 @@ from tokensparse.backbones import STViTDeiT, STViTSwin
 from tokensparse.blocks.attention import AttentionInputs
 from tokensparse.checkpoint.names import released_name
 from tokensparse.checkpoint.stvit import CLASSIFIER_RULES
-from tokensparse.ops.cross_windows import attend_windows, centred_windows, clamped_windows
+from tokensparse.ops.cross_windows import (
+    Asked,
+    attend_windows,
+    centred_windows,
+    clamped_windows,
+    window_looks,
+)
 
 NARROW = dict(embed_dim=8, depths=(2, 2, 6, 2), num_heads=(1, 2, 2, 4))
 
@@ -236,18 +242,24 @@ def test_windows_of_keys_against_brute_force(border_hidden: bool) -> None:
     q, kv = torch.randn(2, 2, 3, 2, 4, 8), torch.randn(2, 8, 12, 2, 2, 8)
     border, hidden = torch.randn(2, 2, 8), torch.rand(2, 8, 12) > 0.8
     for where in (centred_windows((2, 3), 4, 7), clamped_windows((8, 12), 4, 6)):
-        found = attend_windows(q, kv, where, border, hidden, border_hidden)
+        asked = Asked(q, kv, where, border, hidden, border_hidden)
+        found, looks = attend_windows(asked), window_looks(asked)
         for r, row in enumerate(where.rows):
             for s, col in enumerate(where.cols):
                 for b in range(2):
-                    keys = []
+                    keys, places = [], []
                     for i in range(row, row + where.side):
                         for j in range(col, col + where.side):
                             if 0 <= i < 8 and 0 <= j < 12:
                                 if not hidden[b, i, j]:
+                                    places.append((len(keys), i, j))
                                     keys.append(kv[b, i, j])
                             elif not border_hidden:
                                 keys.append(border)
                     k, v = torch.stack(keys).permute(1, 2, 0, 3)
-                    expected = (q[b, r, s] @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
-                    torch.testing.assert_close(found[b, r, s], expected, atol=1e-5, rtol=1e-4)
+                    attn = (q[b, r, s] @ k.transpose(1, 2) / 8**0.5).softmax(-1)
+                    torch.testing.assert_close(found[b, r, s], attn @ v, atol=1e-5, rtol=1e-4)
+                    seen = torch.zeros(4, 8, 12)
+                    for key, i, j in places:
+                        seen[:, i, j] = attn[:, :, key].mean(0)
+                    torch.testing.assert_close(looks[b, r, s], seen, atol=1e-5, rtol=1e-4)

@@ -25,7 +25,7 @@ BUDGET = 2_000_000
 #: Bytes of one picture, beyond which it gets fewer colours.
 LARGE = 150_000
 
-FASHION = "configs/fashion_mnist"
+FASHION, QUICK = "configs/fashion_mnist", "configs/quick"
 TRAINED = "work_dirs/fashion_mnist"
 
 
@@ -115,7 +115,7 @@ CASES = [
         "SparTa: a soft map, trained with it",
         "A learned mix of places, the same for all images: every patch is divided among all tokens "
         "by the magnitude of its weights, and no token owns a place.",
-        "configs/quick/sparseswin_digits.py",
+        f"{QUICK}/sparseswin_digits.py",
         ("digit.png",),
         ("digit_step-00_stage-3_block-0",),
         "work_dirs/sparseswin_digits/epoch_20.pth",
@@ -131,15 +131,33 @@ CASES = [
         plan="{'every': {'type': 'ToMe', 'r': 16}}",
     ),
     Case(
+        "detector",
+        "Semantic tokens of a trained detector",
+        "STViT-R-Swin under Cascade Mask R-CNN, trained on DigitScenes; a scene that it has not "
+        "seen. 9 semantic tokens stand for each of four windows of stage 2, which reach over the "
+        "map. Layer 2 looks nearly alike at every patch and from every token (no lead is above "
+        "0.025), and differs at the digits alone: of the tokens shown, most look past their "
+        "strokes, two at them.",
+        f"{QUICK}/stvit-r-swin_cascade-mask-rcnn_digit-scenes.py",
+        ("scene.png",),
+        ("scene_step-00_stage-2_block-1",),
+        "work_dirs/stvit-r-swin_cascade-mask-rcnn_digit-scenes/epoch_4.pth",
+    ),
+    Case(
         "dense",
         "Dense models: what recovery does not bring back",
-        "EViT under a segmentor's four maps, RANDOM weights, against the dense backbone with the "
-        "same weights. The first map is taken before any step and is the same to the last bit. "
-        "Fused patches come back with the features of their shared token: outlines that were fused "
-        "with the sky differ most, kept patches least.",
-        "configs/evit/evit_deit-s_upernet_160k_ade20k-512x512.py",
-        ("china.png",),
-        ("china_dense-difference",),
+        "A dense Swin under UPerNet, trained on DigitScenes; ToMe, off the shelf, merges half of "
+        "the tokens of stage 2's windows for two blocks, twice. Maps against those of the dense "
+        "backbone with the same weights: the first two are taken before any step and are the same "
+        "to the last bit; after it, digits differ and the board hardly does.",
+        f"{QUICK}/swin_upernet_digit-scenes.py",
+        ("scene.png",),
+        ("scene_step-01_stage-2_block-3", "scene_dense-difference"),
+        "work_dirs/swin_upernet_digit-scenes/epoch_30.pth",
+        "[{'stage': 2, 'span': (1, 2), 'reduce': {'type': 'Windowed', 'window': 6, "
+        "'reducer': {'type': 'ToMe', 'r': 18}}, 'recover': {'type': 'Scatter'}}, "
+        "{'stage': 2, 'span': (3, 4), 'reduce': {'type': 'Windowed', 'window': 6, "
+        "'reducer': {'type': 'ToMe', 'r': 18}}, 'recover': {'type': 'Scatter'}}]",
     ),
     Case(
         "windows",
@@ -155,9 +173,9 @@ CASES = [
 INTRO = """# Gallery
 
 Made by `python tools/make_gallery.py`; `python tools/make_gallery.py --images` writes the images
-that the commands below read (photographs and digits of scikit-learn, test images of
-Fashion-MNIST) to `work_dirs/gallery`. Checkpoints come from `python tools/train.py CONFIG` with
-the config that the command names.
+that the commands below read (photographs and digits of scikit-learn, a scene of DigitScenes, test
+images of Fashion-MNIST) to `work_dirs/gallery`. Checkpoints come from `python tools/train.py
+CONFIG` with the config that the command names.
 
 All is read off the trace that every backbone gives (`forward_tokens(img, collect={"maps"})`): the
 map of each step, followed back to the patches. A patch is *kept* (a token of its own), *merged*
@@ -180,6 +198,7 @@ def write_images(root: str) -> None:
 
     from tokensparse.classification import DigitsDataset
     from tokensparse.classification.fashion_mnist import FashionMNISTDataset
+    from tokensparse.dense.digit_scenes import SceneSettings, make_scene
 
     folder = ROOT / WORK
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +208,7 @@ def write_images(root: str) -> None:
     fashion = FashionMNISTDataset(root=root, split="val", img_size=28)
     for name, index in (("boot", 0), ("dress", 13)):
         fashion.reader[index][0].convert("L").save(folder / f"{name}.png")
+    Image.fromarray(make_scene(SceneSettings(), "val", 3).image).save(folder / "scene.png")
     DigitsDataset(split="val", img_size=64).reader[4][0].save(folder / "digit.png")
 
 

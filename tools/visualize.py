@@ -24,11 +24,15 @@ from tokensparse.analysis.baseline import backbone_of
 from tokensparse.analysis.token_maps import dense_twin, patch_maps, with_before
 from tokensparse.backbones import inner_model
 from tokensparse.backbones.parts import image_size
+from tokensparse.blocks.attention import SetAttention
 from tokensparse.checkpoint import add_allow_globals, allow_globals
 from tokensparse.classification.augmentation import ImagePreprocessor
 from tokensparse.config_check import check_config, read_config
 from tokensparse.engine.runner import read_checkpoint
 from tokensparse.registry import MODELS
+
+#: The bias of windows, which attention over a set lacks.
+TABLE = "relative_position_bias_table"
 
 
 class Source(NamedTuple):
@@ -53,12 +57,14 @@ class Subject(NamedTuple):
         settings: of its backbone.
         backbone: in eval mode.
         title: config and weights.
+        tables: weights of the checkpoint that only the dense model has, see :func:`load`.
     """
 
     model: Mapping[str, Any]
     settings: Mapping[str, Any]
     backbone: nn.Module
     title: str
+    tables: Mapping[str, Tensor]
 
 
 def parse_args() -> argparse.Namespace:
@@ -162,18 +168,22 @@ def subject_of(args: argparse.Namespace) -> Subject:
         raise ValueError(
             f"{args.config}: its plan has no step, so every patch stays a token; give one by --plan"
         )
-    weights = "RANDOM WEIGHTS"
+    weights, tables = "RANDOM WEIGHTS", {}
     if args.checkpoint is not None:
-        load(backbone, args.checkpoint)
+        tables = load(backbone, args.checkpoint)
         weights = f"weights {'/'.join(Path(args.checkpoint).parts[-2:])}"
     given = model.get("data_preprocessor") or cfg.get("data_preprocessor")
     model = {"type": model.get("type", ""), "data_preprocessor": given}
     backbone.eval()
-    return Subject(model, settings, backbone, f"{Path(args.config).stem}, {weights}")
+    return Subject(model, settings, backbone, f"{Path(args.config).stem}, {weights}", tables)
 
 
-def load(backbone: nn.Module, path: str) -> None:
+def load(backbone: nn.Module, path: str) -> dict[str, Tensor]:
     """Weights of a backbone, or of a model around one.
+
+    Returns:
+        What the backbone has no place for: bias tables of windows, where a block attends as a set
+        inside a step.
 
     Raises:
         FileNotFoundError: no such file.
@@ -183,6 +193,9 @@ def load(backbone: nn.Module, path: str) -> None:
     state = {name.removeprefix("module."): value for name, value in state.items()}
     inner = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     state, own = inner or state, backbone.state_dict()
+    sets = {f"{k}.{TABLE}" for k, m in backbone.named_modules() if isinstance(m, SetAttention)}
+    tables = {k: v for k, v in state.items() if k in sets and k not in own}
+    state = {k: v for k, v in state.items() if k not in tables}
     for what, keys in (
         ("lacks weights of the backbone", [k for k in own if k not in state]),
         ("has weights that the backbone lacks", [k for k in state if k not in own]),
@@ -196,6 +209,7 @@ def load(backbone: nn.Module, path: str) -> None:
                 "trained by, or convert it first (tools/convert_checkpoint.py)"
             )
     backbone.load_state_dict(state)
+    return tables
 
 
 def resized(image: Image.Image, subject: Subject, side: int | None) -> Image.Image:
@@ -283,7 +297,7 @@ def draw(subject: Subject, source: Source, args: argparse.Namespace, wanted: set
         name = f"step-{patches.step:02}_stage-{patches.stage}_block-{patches.block}"
         found[name] = pictures.figure(panels, title, 4, pictures.legend(patches, before))
     if subject.settings.get("out_indices") is not None:
-        dense = dense_twin(subject.settings, backbone)
+        dense = dense_twin(subject.settings, backbone, subject.tables)
         if isinstance(dense, str):
             found["note"] = f"no picture of the difference to the dense model: {dense}"
         else:

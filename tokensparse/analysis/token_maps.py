@@ -272,12 +272,15 @@ def cells(length: int, count: int, stride: int) -> Tensor:
     return place // side if -(-length // side) == count else place * count // length
 
 
-def dense_twin(settings: Mapping[str, Any], backbone: nn.Module) -> nn.Module | str:
+def dense_twin(
+    settings: Mapping[str, Any], backbone: nn.Module, more: Mapping[str, Tensor] | None = None
+) -> nn.Module | str:
     """The dense backbone with the same weights.
 
     Args:
         settings: of the backbone, with ``type``.
         backbone: built from them.
+        more: weights of the dense one that the backbone lacks, such as bias tables of windows.
 
     Returns:
         The same backbone without a plan, in eval mode; or, in words, why there is none.
@@ -285,6 +288,7 @@ def dense_twin(settings: Mapping[str, Any], backbone: nn.Module) -> nn.Module | 
     dense_settings = {**settings, "plan": None} if "plan" in settings else dense_of(settings)
     dense = MODELS.build(dense_settings)
     state = {k: v for k, v in backbone.state_dict().items() if not k.startswith("plan.")}
+    state.update(more or {})
     own = dense.state_dict()
     lacking = [k for k in own if k not in state]
     left = [k for k in state if k not in own]

@@ -104,9 +104,9 @@ def attention_panels(patches: PatchMap, attn: Tensor, on: View) -> list[Panel]:
     title = f"the token that looks most at each patch\n{int((led > 0).sum())} tokens lead somewhere"
     panels = [Panel(title, paint_tokens(most, on))]
     lead = leads(attn)
-    title = "its lead over the second token\n"
-    title += f"0: they look alike, 1: it looks alone; mean {float(lead.mean()):.2f}"
-    panels.append(Panel(title, lead.numpy()[on.place], (1.0, "lead, as a share of the first")))
+    title = f"its lead over the second token\nmean {float(lead.mean()):.3f}; alone it would be 1"
+    top = float(lead.max())
+    panels.append(Panel(title, lead.numpy()[on.place], (top, "lead, as a share of the first")))
     for index in led.argsort(descending=True, stable=True)[:ATTENTION_MAPS].tolist():
         look = attn[index].numpy()
         title = f"where token {index} looks; even: {1 / attn.shape[1]:.4f}\n"

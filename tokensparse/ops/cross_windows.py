@@ -6,6 +6,7 @@ queries of a window, R x S windows, k side of a key window.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -164,19 +165,10 @@ def _reaches_out(where: KeyWindows, grid: tuple[int, int]) -> bool:
     )
 
 
-def attend_windows(
-    q: Tensor,
-    kv: Tensor,
-    where: KeyWindows,
-    border: Tensor,
-    hidden: Tensor | None = None,
-    border_hidden: bool = True,
-    extra: Tensor | None = None,
-    form: Form | Literal["auto"] = "auto",
-) -> Tensor:
-    """Every window of queries attends to its window of keys.
+class Asked(NamedTuple):
+    """Windows of queries and the keys that they ask.
 
-    Args:
+    Attributes:
         q: (B, R, S, h, q, D).
         kv: (B, H, W, 2, h, D) keys and values of the map.
         where: the key windows.
@@ -184,19 +176,76 @@ def attend_windows(
         hidden: (B or 1, H, W) booleans, keys that nobody sees.
         border_hidden: nobody sees places outside the map.
         extra: (B, R, S, 2, h, e, D) further keys and values of every window, always seen.
+    """
+
+    q: Tensor
+    kv: Tensor
+    where: KeyWindows
+    border: Tensor
+    hidden: Tensor | None = None
+    border_hidden: bool = True
+    extra: Tensor | None = None
+
+
+def attend_windows(asked: Asked, form: Form | Literal["auto"] = "auto") -> Tensor:
+    """Every window of queries attends to its window of keys.
+
+    Args:
+        asked: queries and keys.
         form: form of attention.
 
     Returns:
         (B, R, S, h, q, D).
     """
+    rows: list[list[Tensor]] = []
+    for strip, q, k, v, bias in _strips_of(asked):
+        out = attend(q, k, v, bias, form=form)[0][:, 0]
+        windows = (len(strip.lines), len(strip.places))
+        out = out.unflatten(2, (*windows, -1)).permute(0, 2, 3, 1, 4, 5)
+        if strip.windows[1].start == 0:
+            rows.append([])
+        rows[-1].append(out)
+    return torch.cat([torch.cat(row, 2) for row in rows], 1)
+
+
+def window_looks(asked: Asked) -> Tensor:
+    """How much every query looks at every place of the map, for pictures.
+
+    What it looks at outside the map, and at further keys, is left out: a row sums to 1 at most.
+
+    Args:
+        asked: queries and keys.
+
+    Returns:
+        (B, R, S, q, H, W), mean over the heads.
+    """
+    b, r, s, _, q, _ = asked.q.shape
+    looks = asked.kv.new_zeros(b, r, s, q, *asked.kv.shape[1:3])
+    for strip, flat, k, v, bias in _strips_of(asked):
+        _, attn = attend(flat, k, v, bias, want_attn=True)
+        assert attn is not None
+        height, width = (_length(part) for part in strip.keys)
+        windows = (len(strip.lines), len(strip.places))
+        more = 0 if asked.extra is None else asked.extra.shape[-2] * windows[0] * windows[1]
+        cells = attn[:, 0].mean(1)[..., more:].unflatten(-1, (height, -1))[..., :width]
+        block = cells.unflatten(1, (*windows, q))
+        looks[:, strip.windows[0], strip.windows[1], :, strip.keys[0], strip.keys[1]] = block
+    return looks
+
+
+def _strips_of(asked: Asked) -> Iterator[tuple[Strip, Tensor, Tensor, Tensor, Tensor]]:
+    """Strip by strip: queries, keys, values and bias of one attention over (B, 1, h, n, D).
+
+    n is windows * q for queries, further keys and then rows * columns for keys.
+    """
+    _, kv, where, border, hidden, border_hidden, extra = asked
     grid = (kv.shape[1], kv.shape[2])
     rim = int(not border_hidden and _reaches_out(where, grid))
     if rim:  # one more column of the map stands for all places outside it
         column = border.to(kv.dtype).expand(kv.shape[0], kv.shape[1], 1, *border.shape)
         kv = torch.cat([kv, column], 2)
-    rows: list[list[Tensor]] = []
     for strip in strips(where, grid):
-        asking = q[:, strip.windows[0], strip.windows[1]]
+        asking = asked.q[:, strip.windows[0], strip.windows[1]]
         lines, places = strip.keys
         if rim:
             keys = kv[:, lines]
@@ -215,13 +264,8 @@ def attend_windows(
             k, v = torch.cat([more[0], k], 3), torch.cat([more[1], v], 3)
         # (B, windows, h, q, D) -> (B, 1, h, windows * q, D)
         flat = asking.flatten(1, 2).transpose(1, 2).flatten(2, 3).unsqueeze(1)
-        seen = bias.repeat_interleave(q.shape[4], 1)[:, None, None].to(q.dtype)
-        out = attend(flat, k, v, seen, form=form)[0][:, 0]
-        out = out.unflatten(2, (*asking.shape[1:3], -1)).permute(0, 2, 3, 1, 4, 5)
-        if strip.windows[1].start == 0:
-            rows.append([])
-        rows[-1].append(out)
-    return torch.cat([torch.cat(row, 2) for row in rows], 1)
+        seen = bias.repeat_interleave(asked.q.shape[4], 1)[:, None, None].to(asked.q.dtype)
+        yield strip, flat, k, v, seen
 
 
 def _bias(strip: Strip, side: int, hidden: Tensor | None, rim: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from tokensparse.blocks.cross import CrossBlock
 from tokensparse.interfaces import Recovery
 from tokensparse.ops.attention import HIDDEN, Form, attend
 from tokensparse.ops.cross_windows import (
+    Asked,
     Padding,
     attend_windows,
     attended_pairs,
@@ -116,9 +117,8 @@ class AttentionRestore(Recovery):
         elif t.padded:
             hidden = (t.size[..., 0] == 0).unflatten(1, t.grid)
         where = centred_windows(windows, tile, self.key_side)
-        out = attend_windows(
-            q, kv, where, self.block.border(), hidden, border_hidden, None, self.attention
-        )
+        asked = Asked(q, kv, where, self.block.border(), hidden, border_hidden)
+        out = attend_windows(asked, self.attention)
         return unpartition(out.flatten(1, 2).transpose(2, 3).flatten(3), layout)
 
     def macs(

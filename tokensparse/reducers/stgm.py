@@ -4,21 +4,10 @@ Shapes: B batch, X image tokens on a grid H x W, R x S windows of w x w tokens (
 whole map, without ``window``), s x s semantic tokens a window, M = R S s^2 semantic tokens, C
 channels, h heads, D head dim.
 
-Three specifications differ, chosen by ``spec``:
-
-====================  ==================  ==================  ========================
-what                  paper               released-cls        released-det
-====================  ==================  ==================  ========================
-initial centres P     mask and offset     max pooling         max pooling
-layer 1, keys         [P; 10 x 10 of X]   [P; 10 x 10 of X]   14 x 14 of X, over border
-layer 1, residual     P                   none (shortcut: P)  P
-layer 2, keys         [S; X], all         [S; X], all         21 x 21 of X, over border
-learned centres G     yes                 option              no
-LayerScale            no                  1e-5                1e-5
-====================  ==================  ==================  ========================
+Three specifications differ, see ``stgm_specs``; ``spec`` chooses.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +18,7 @@ from tokensparse.blocks.cross import CrossBlock
 from tokensparse.interfaces import Reducer
 from tokensparse.ops.attention import HIDDEN, Form, attend
 from tokensparse.ops.cross_windows import (
+    Asked,
     KeyWindows,
     Padding,
     attend_windows,
@@ -39,31 +29,13 @@ from tokensparse.ops.cross_windows import (
     clamped_windows,
     grown,
     released_hidden,
+    window_looks,
 )
 from tokensparse.ops.resize import resize_positions
 from tokensparse.ops.windows import cut_windows, grid_centres, row_major, tiled
+from tokensparse.reducers.stgm_specs import SPECS, Spec
 from tokensparse.registry import REDUCERS
 from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
-
-Spec = Literal["paper", "released-cls", "released-det"]
-
-
-class Choices(NamedTuple):
-    """What a specification fixes, unless said otherwise; see the table above."""
-
-    init: Literal["mask_offset", "max_pool"]
-    centres: bool
-    shortcut: bool
-    layer_scale: float | None
-    side1: int
-    side2: int | None
-
-
-SPECS: dict[str, Choices] = {
-    "paper": Choices("mask_offset", True, True, None, 10, None),
-    "released-cls": Choices("max_pool", False, False, 1e-5, 10, None),
-    "released-det": Choices("max_pool", False, True, 1e-5, 14, 21),
-}
 
 
 @REDUCERS.register_module()
@@ -212,12 +184,15 @@ class STGM(Reducer):
         return out, token_map if want_map else None
 
     def attention_map(self, t: Tokens) -> Tensor | None:
-        """(B, M, N) of the last layer, over its heads; None where that layer asks windows."""
+        """(B, M, N) of the last layer, mean over its heads."""
         assert t.grid is not None
+        windows, count = self._layout(t.grid)[0], len(self.blocks)
+        size = self._map(t, windows).down(t.size.expand(t.x.shape[0], -1, -1))
+        s = self._after(count - 1, t, size)
         if self.over_border:
-            return None
-        size = self._map(t, self._layout(t.grid)[0]).down(t.size.expand(t.x.shape[0], -1, -1))
-        s, count = self._after(len(self.blocks) - 1, t, size), len(self.blocks)
+            looks = window_looks(self._asked_windows(self.blocks[-1], s, t, windows))
+            looks = looks[..., : t.grid[0], : t.grid[1]]
+            return row_major(looks.flatten(4), self.tile)
         _, q, k, v, bias = self._asked(self.blocks[-1], s, t, size, count == 2)
         _, attn = attend(q, k, v, bias, want_attn=True)
         return None if attn is None else attn[:, 0].mean(1)[..., s.shape[1] :]
@@ -279,9 +254,8 @@ class STGM(Reducer):
         extra = None
         if not self.over_border:  # the pooled tokens of the own window are keys, too
             extra = layer.keys_values(p).permute(0, 1, 2, 4, 5, 3, 6)
-        out = attend_windows(
-            q, kv, where, layer.border(), hidden, border_hidden, extra, self.attention
-        )
+        asked = Asked(q, kv, where, layer.border(), hidden, border_hidden, extra)
+        out = attend_windows(asked, self.attention)
         out = out.transpose(3, 4).flatten(4)
         return layer.feed(layer.add_attention(p if self.shortcut else None, out))
 
@@ -323,16 +297,18 @@ class STGM(Reducer):
         self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
     ) -> Tensor:
         """STGM-2 of the detection code: windows of S ask larger windows of X."""
-        assert t.grid is not None and self.window is not None and self.sides[1] is not None
-        tiles = tiled(s, windows, self.tile)
-        q = layer.queries(tiles).transpose(3, 4)
-        kv, hidden, border_hidden = self._keys(layer, t)
-        where = self._key_windows(t.grid, windows, 1)
-        out = attend_windows(
-            q, kv, where, layer.border(), hidden, border_hidden, None, self.attention
-        )
+        out = attend_windows(self._asked_windows(layer, s, t, windows), self.attention)
         out = row_major(out.transpose(3, 4).flatten(4), self.tile)
         return layer.feed(layer.add_attention(s, out))
+
+    def _asked_windows(
+        self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
+    ) -> Asked:
+        assert t.grid is not None
+        q = layer.queries(tiled(s, windows, self.tile)).transpose(3, 4)
+        kv, hidden, border_hidden = self._keys(layer, t)
+        where = self._key_windows(t.grid, windows, 1)
+        return Asked(q, kv, where, layer.border(), hidden, border_hidden)
 
     def _global(self, layer: CrossBlock, s: Tensor, t: Tokens, size: Tensor, first: bool) -> Tensor:
         """STGM-2: S + G asks [S; X]; G is added to the query and the residual alone."""

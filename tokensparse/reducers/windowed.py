@@ -37,9 +37,7 @@ class Windowed(Reducer):
         if not isinstance(window, int) or window < 1:
             raise ValueError(f"window={window!r}; expected the side of a window, an int >= 1")
         self.window = window
-        given = dict(dim=dim, num_heads=num_heads, grid=(window, window))
-        self.reducer: Reducer = REDUCERS.build(dict(reducer), default_args=given)
-        inner = self.reducer
+        self.reducer = inner = _built(reducer, dim, num_heads, window)
         if "cls_attn" in inner.needs:
             raise ValueError(
                 f"{type(inner).__name__} ranks by the class token, which no window holds; "
@@ -166,3 +164,17 @@ def _whole_map(inner: TokenMap, layout: WindowLayout, batch: int) -> TokenMap:
     else:
         share = share.unflatten(0, (batch, windows))
     return WindowMap(share, _order(layout, share.device), layout.grid[0] * layout.grid[1])
+
+
+def _built(cfg: Mapping[str, Any], dim: int, num_heads: int, window: int) -> Reducer:
+    """The reducer of one window, whatever scope the surrounding model is built in."""
+    own = dict(cfg)
+    name = own.pop("type", None)
+    cls = name if isinstance(name, type) else REDUCERS.get(str(name))
+    if cls is None:
+        raise ValueError(f"reducer: type={name!r}; legal: {sorted(REDUCERS.module_dict)}")
+    try:
+        reducer: Reducer = cls(dim=dim, num_heads=num_heads, grid=(window, window), **own)
+    except TypeError as error:
+        raise ValueError(f"reducer {cls.__name__}: {error}; settings: {own}") from error
+    return reducer
