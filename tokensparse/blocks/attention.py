@@ -119,7 +119,7 @@ class SetAttention(nn.Module):
     def _project(self, x: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         heads = (-1, self.num_heads, x.shape[-1] // self.num_heads)
         if queries is None:
-            qkv = self.qkv(x).unflatten(-1, (3, *heads[1:])).permute(2, 0, 3, 1, 4)
+            qkv = self.qkv(x).view(*x.shape[:-1], 3, *heads[1:]).permute(2, 0, 3, 1, 4)
             q, k, v = qkv.unsqueeze(2).unbind(0)
             return q, k, v
         weight, bias = self.qkv.weight, self.qkv.bias
@@ -261,7 +261,8 @@ class WindowAttention(nn.Module):
         Where nothing is padded, C channels move into windows rather than 3 C.
         """
         if not layout.is_padded:
-            qkv = self.qkv(partition(x, layout)).unflatten(-1, (3, self.num_heads, -1))
+            qkv = self.qkv(partition(x, layout))
+            qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
             return list(qkv.permute(3, 0, 1, 4, 2, 5).unbind(0))
         if self.qkv.bias is None:
             qkv = partition_heads(self.qkv(x), layout, self.num_heads)

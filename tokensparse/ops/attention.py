@@ -150,8 +150,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias
     )
-    folded: Tensor = out.unflatten(0, (batch, windows))
-    return folded
+    return out.view(batch, windows, *out.shape[1:])
 
 
 def _sdpa_folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def shifted_layout(grid: tuple[int, int], window: int, shifted: bool, rule: str)
 def _laid_out(x: Tensor, layout: WindowLayout, fill: float) -> Tensor:
     """(B, H * W, C) -> (B, window rows, side, window columns, side, C): padded and shifted."""
     (h, w), (hp, wp), side = layout.grid, layout.padded, layout.window
-    x = x.unflatten(1, (h, w))
+    x = x.view(x.shape[0], h, w, x.shape[-1])
     back = (-layout.shift[0], -layout.shift[1])
     if layout.bare and layout.shift != (0, 0):
         x = torch.roll(x, back, (1, 2))
@@ -117,8 +117,8 @@ def partition_heads(qkv: Tensor, layout: WindowLayout, heads: int, parts: int = 
     Returns:
         (parts, B, W, h, n, D), contiguous.
     """
-    x: Tensor = _laid_out(qkv, layout, 0.0).unflatten(-1, (parts, heads, -1))
-    x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    x = _laid_out(qkv, layout, 0.0)
+    x = x.view(*x.shape[:-1], parts, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
     n = layout.window**2
     return x.reshape(parts, x.shape[1], layout.num_windows, heads, n, x.shape[-1])
 
@@ -126,8 +126,8 @@ def partition_heads(qkv: Tensor, layout: WindowLayout, heads: int, parts: int = 
 def unpartition_heads(x: Tensor, layout: WindowLayout) -> Tensor:
     """The way back: (B, W, h, n, D) -> (B, H * W, h * D), in one copy."""
     (hp, wp), side = layout.padded, layout.window
-    x = x.unflatten(3, (side, side)).unflatten(1, (hp // side, wp // side))
-    x = x.permute(0, 1, 4, 2, 5, 3, 6)
+    b, _, heads, _, d = x.shape
+    x = x.view(b, hp // side, wp // side, heads, side, side, d).permute(0, 1, 4, 2, 5, 3, 6)
     return _cropped(x.reshape(x.shape[0], hp, wp, -1), layout)
 
 

@@ -46,6 +46,26 @@ class BlockSpec(NamedTuple):
     grid: Grid | None = None
 
 
+class BlockPlan(NamedTuple):
+    """What the loop does at a block, looked up once; steps by their index.
+
+    Attributes:
+        spec: of the block.
+        before: steps that open before it.
+        attention: those whose tokens its attention asks with.
+        inside: those that open between its attention and its feed-forward.
+        closing: those that close after it, innermost first.
+        needs: hints that its attention must compute.
+    """
+
+    spec: BlockSpec
+    before: tuple[int, ...]
+    attention: tuple[int, ...]
+    inside: tuple[int, ...]
+    closing: tuple[int, ...]
+    needs: frozenset[str]
+
+
 class Step(nn.Module):
     """One dumbbell: a reduction, the blocks on fewer tokens, and the way back.
 
@@ -138,8 +158,26 @@ class Plan(nn.Module):
                 step = self.steps[event.step]
                 step.recover = self._build_recovery(step, cfg_recover, event.m, event.grid_in)
         self.restore = self._build_restore(restore, grid)
+        self._blocks = {
+            (index, block): self._block_plan(index, block)
+            for index, stage in enumerate(self.stages)
+            for block in range(stage.depth)
+        }
 
     # -- what the loop and the backbone ask --
+
+    def at(self, stage: int, block: int) -> BlockPlan:
+        """What happens at a block."""
+        return self._blocks[stage, block]
+
+    def _block_plan(self, stage: int, block: int) -> BlockPlan:
+        before, attention, inside = (
+            tuple(step.index for step in self.opening(stage, block, where))
+            for where in ("before", "attention", "inside")
+        )
+        closing = tuple(step.index for step in self.closing(stage, block))
+        needs = self.needs(stage, block)
+        return BlockPlan(self.block(stage, block), before, attention, inside, closing, needs)
 
     def opening(self, stage: int, block: int, where: str) -> list[Step]:
         """Steps that open at a block, in order."""

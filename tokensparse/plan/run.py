@@ -15,7 +15,7 @@ from tokensparse.blocks.attention import AttentionInputs, layout_mask
 from tokensparse.blocks.block import Block
 from tokensparse.ops.attention import HIDDEN
 from tokensparse.ops.windows import WindowLayout, shifted_layout
-from tokensparse.plan.build import Plan, Step
+from tokensparse.plan.build import BlockPlan, Plan, Step
 from tokensparse.tokens import BlockRecord, Hints, StepRecord, TokenMap, Tokens, Trace
 
 
@@ -26,11 +26,13 @@ class Open(NamedTuple):
         step: index in the plan.
         skip: the N tokens before.
         map: N -> M, where somebody will read it.
+        proportional: later attention adds log(size) while it is open.
     """
 
     step: int
     skip: Tokens
     map: TokenMap | None
+    proportional: bool = False
 
 
 class Flow(NamedTuple):
@@ -111,8 +113,8 @@ def run_stage(
     for index in range(plan.stages[stage].depth):
         block = blocks[str(index)] if str(index) in blocks else None
         flow, hints = _run_block(plan, stage, index, block, flow, hints, windows, checkpoint_blocks)
-        for step in plan.closing(stage, index):
-            while flow.stack and flow.stack[-1].step != step.index:
+        for step in plan.at(stage, index).closing:
+            while flow.stack and flow.stack[-1].step != step:
                 flow = close_last(plan, flow)
             flow = close_last(plan, flow)
         if after_block is not None:
@@ -134,26 +136,25 @@ def _run_block(
     windows: Windows | None,
     checkpoint_blocks: bool,
 ) -> tuple[Flow, Hints]:
-    for step in plan.opening(stage, index, "before"):
-        flow = _open(plan, step, flow, hints)
-    reducing = plan.opening(stage, index, "attention")
+    here = plan.at(stage, index)
+    for step in here.before:
+        flow = _open(plan, plan.steps[step], flow, hints)
     keys = flow
-    for step in reducing:
-        flow = _open(plan, step, flow, hints)
+    for step in here.attention:
+        flow = _open(plan, plan.steps[step], flow, hints)
     if block is None:
         return flow, Hints(num_prefix=flow.num_prefix, n_start=hints.n_start)
     assert isinstance(block, Block)
-    needs = plan.needs(stage, index)
-    given = _inputs(plan, stage, index, keys, windows, needs)
-    queries = flow.x if reducing else None
+    given = _inputs(here, stage, index, keys, windows)
+    queries = flow.x if here.attention else None
     x, info = _maybe_checkpoint(checkpoint_blocks, block.attend, keys.x, given, queries)
     flow = flow._replace(x=x)
     if info.attn is not None:
         record = BlockRecord(stage, index, info.attn)
         flow = flow._replace(trace=Trace(flow.trace.steps, (*flow.trace.blocks, record)))
     hints = Hints(info.key, info.cls_attn, info.score, flow.num_prefix, hints.n_start)
-    for step in plan.opening(stage, index, "inside"):
-        flow = _open(plan, step, flow, hints)
+    for step in here.inside:
+        flow = _open(plan, plan.steps[step], flow, hints)
     x = _maybe_checkpoint(checkpoint_blocks, block.feed, flow.x)
     return flow._replace(x=x), hints
 
@@ -165,15 +166,10 @@ def _maybe_checkpoint(active: bool, run: Callable[..., Any], *args: Any) -> Any:
 
 
 def _inputs(
-    plan: Plan,
-    stage: int,
-    index: int,
-    flow: Flow,
-    windows: Windows | None,
-    needs: frozenset[str],
+    here: BlockPlan, stage: int, index: int, flow: Flow, windows: Windows | None
 ) -> AttentionInputs:
     """What a block's attention needs, from the tokens that are its keys."""
-    spec = plan.block(stage, index)
+    spec = here.spec
     layout, mask = None, None
     if spec.kind == "window":
         assert windows is not None
@@ -185,21 +181,21 @@ def _inputs(
     if keep is not None and flow.num_prefix:
         keep = torch.cat([keep.new_ones(keep.shape[0], flow.num_prefix, 1), keep], 1)
     return AttentionInputs(
-        key_bias=_key_bias(plan, flow),
+        key_bias=_key_bias(flow),
         keep=keep,
         layout=layout,
         mask=mask,
         hide_outside=windows is not None and windows.hide_outside,
         num_prefix=flow.num_prefix,
-        needs=needs,
+        needs=here.needs,
         want_attn=bool(flow.collect & {"attn", f"attn:{stage}"}),
         grid=flow.tokens.grid,
     )
 
 
-def _key_bias(plan: Plan, flow: Flow) -> Tensor | None:
+def _key_bias(flow: Flow) -> Tensor | None:
     """(B, P + N): log(size) while a proportional step is open, HIDDEN at padding; None for none."""
-    proportional = any(plan.steps[o.step].reduce.proportional for o in flow.stack)
+    proportional = any(opened.proportional for opened in flow.stack)
     if not proportional and not flow.tokens.padded:
         return None
     size = flow.tokens.size[..., 0]
@@ -231,7 +227,7 @@ def _open(plan: Plan, step: Step, flow: Flow, hints: Hints) -> Flow:
         attn=step.reduce.attention_map(skip) if "step_attn" in flow.collect else None,
     )
     return flow.with_image(tokens)._replace(
-        stack=(*flow.stack, Open(step.index, kept, token_map)),
+        stack=(*flow.stack, Open(step.index, kept, token_map, step.reduce.proportional)),
         trace=Trace((*flow.trace.steps, record), flow.trace.blocks),
         within=(*flow.within, step.index),
     )
