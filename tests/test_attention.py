@@ -1,10 +1,21 @@
 """Three forms of attention, one function; windows and their masks."""
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 
 from tokensparse.blocks.attention import AttentionInputs, SetAttention, WindowAttention, layout_mask
-from tokensparse.ops.attention import HIDDEN, attend, kept_softmax
+from tokensparse.ops.attention import (
+    FASTEST,
+    HIDDEN,
+    FormChoice,
+    attend,
+    choose_form,
+    kept_softmax,
+)
 from tokensparse.ops.windows import WindowLayout, partition, shifted_layout, unpartition
 
 SHAPES = {
@@ -144,3 +155,26 @@ def test_what_was_prepared_is_forgotten_with_its_weights_and_device() -> None:
         model.prepare((128, 128))
         doubled = model.double()(x.double())[0]
         torch.testing.assert_close(doubled, other.double()(x.double())[0], rtol=0, atol=0)
+
+
+def test_the_table_of_forms_follows_the_measurements() -> None:
+    """Over the shapes of a case, no other form was faster by a tenth than the one chosen."""
+    path = Path(__file__).parents[1] / "docs/results/attention_forms.json"
+    cases: dict[FormChoice, Counter[str]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        choice = FormChoice(*(row[field] for field in FormChoice._fields))
+        best = min(row["ms"].values())
+        for form in ("eager", "sdpa"):
+            cases.setdefault(choice, Counter())[form] += row["ms"][form] / best
+    assert {choice.dtype for choice in cases} == {"fp32", "bf16", "fp16"}
+    for choice, cost in cases.items():
+        assert cost[FASTEST.get(choice, "sdpa")] <= 1.1 * min(cost.values()), (choice, cost)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_auto_asks_the_table(dtype: torch.dtype) -> None:
+    q = torch.randn(1, 1, 2, 4, 8, dtype=dtype)
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+    for training in (False, True):
+        expected = FASTEST.get(FormChoice("cpu", half, training, False), "sdpa")
+        assert choose_form(q.requires_grad_(training), None) == expected

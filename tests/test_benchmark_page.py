@@ -16,6 +16,7 @@ from tokensparse.analysis.benchmark_page import (
     points,
     renew,
 )
+from tokensparse.analysis.benchmark_targets import targets_table
 
 METAFILE = """
 models:
@@ -145,3 +146,26 @@ def test_the_picture_shows_the_largest_batch() -> None:
 def test_pareto_front() -> None:
     assert front([(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 1.0), (0.5, 9.0)]) == [0, 1, 3]
     assert front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]
+
+
+def test_targets_say_what_misses_and_what_was_not_measured(tmp_path: Path) -> None:
+    """Bounds from both sides; a void efficiency counts for nothing; files without rows do."""
+    ways = {way: dict(time_over_ours=2.1, memory_of_ours=1.2) for way in ("unfold", "dense")}
+    ways["released"] = dict(time_over_ours=1.9, memory_of_ours=0.5)
+    other = dict(device="AMD EPYC", shape=[64, 96], backbone=ways)
+    (tmp_path / "benchmark_stvit_r.json").write_text(json.dumps(other))
+    slow = data() | dict(rows=data()["rows"][:1])
+    slow["rows"][0]["name"] = "deit-s_in1k"
+    reduced = data()["rows"][1] | dict(name="evit_x", batch=32, efficiency=0.84)
+    void = dict(name="tome_x", batch=32, efficiency=None, speedup=0.98)
+    slow["rows"] += [reduced, reduced | dict(efficiency=0.8996), reduced | void]
+    slow["rows"].append(reduced | void | dict(batch=1))
+    (tmp_path / "benchmark_deit-s_cpu.json").write_text(json.dumps(slow))
+    table = targets_table(tmp_path)
+    assert "| at least 2 | 1.900 | 1.900 | 1 of 1: 1.900 (64 x 96, [AMD EPYC]" in table
+    assert "| at most 1.1 | 1.200 | 1.200 | 1 of 1: 1.200" in table
+    assert "| at least 1.5 | 2.100 | 2.100 | none of 1 |" in table
+    assert "| at least 0.85 | 0.840 | 0.900 | 1 of 2: 0.840 (evit_x, batch 32, fp32, [" in table
+    assert "ToMe r = 13 on DeiT-S: efficiency from batch 32 | at least 0.85 |  |  | not" in table
+    assert "| at least 1 | 0.980 | 0.980 | 1 of 1: 0.980 (tome_x, batch 1, fp32" in table
+    assert "| at least 0.97 | 0.961 | 0.961 | 1 of 1: 0.961 (batch 8, fp32" in table

@@ -63,7 +63,7 @@ JOBS = {
     "deit-s_graphs": Job((*DEIT_S, "--compile", "reduce-overhead"), "", "--batch 1 --dtype bf16"),
     "swin-t": Job(
         ("configs/dense/swin-t_in1k.py", "configs/stvit/stvit-swin-t_9tok_in1k.py"),
-        "--batch 1 8 --dtype fp32 bf16 --rounds 9 --warmup 1 --operations",
+        "--batch 1 8 --dtype fp32 bf16 --rounds 25 --warmup 2 --operations",
         "--batch 1 32 256 --dtype fp32 bf16 --operations",
     ),
     "swin-t_compiled": Job(

@@ -1,8 +1,8 @@
 """Which form of attention is fastest where: fills the table in ``tokensparse/ops/attention.py``.
 
 Times eager, SDPA and (with ``--compiled``) compiled attention in turn in one process, on shapes of
-Swin windows and ViT sets, and
-writes docs/results/attention_forms.json with the device it ran on.
+Swin windows and ViT sets; queries, keys and values lie in memory as one projection leaves them.
+Writes docs/results/attention_forms.json with the device it ran on.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from tokensparse.analysis import compare, device_name
 from tokensparse.ops.attention import FormChoice, attend
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: (B, W, h, n, D) and the bias that goes with it: None, learned, or a fixed mask.
 SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
     "Swin-T stage 1, 224 px": ((4, 64, 3, 49, 32), "learned"),
@@ -29,8 +30,9 @@ def call_of(
     form: str, shape: tuple[int, ...], kind: str, dtype: torch.dtype, training: bool, device: str
 ) -> Callable[[], None]:
     """One forward, and a backward while training."""
-    q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).unbind(0)
-    tensors = [t.clone().requires_grad_(training) for t in (q, k, v)]
+    batch, windows, heads, tokens, width = shape
+    qkv = torch.randn(batch, windows, tokens, 3, heads, width, device=device, dtype=dtype)
+    qkv.requires_grad_(training)
     bias = None
     if kind == "learned":
         bias = torch.randn(1, 1, shape[2], shape[3], shape[3], device=device)
@@ -38,11 +40,11 @@ def call_of(
 
     def call() -> None:
         with torch.set_grad_enabled(training):
-            out = attend(*tensors, bias, form=form)[0]  # type: ignore[arg-type]
+            q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+            out = attend(q, k, v, bias, form=form)[0]  # type: ignore[arg-type]
         if training:
             out.sum().backward()
-            for t in tensors:
-                t.grad = None
+            qkv.grad = None
 
     return call
 
@@ -50,18 +52,16 @@ def call_of(
 def measure(device: str, forms: list[str], rounds: int) -> list[dict[str, Any]]:
     """Medians in milliseconds of every case."""
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for short, dtype in DTYPES.items():
         for training in (False, True):
             for name, (shape, kind) in SHAPES.items():
                 calls = {f: call_of(f, shape, kind, dtype, training, device) for f in forms}
                 times = compare(calls, rounds, warmup=3)
                 ms = {form: round(1e3 * t.median, 3) for form, t in times.items()}
-                choice = FormChoice(
-                    device, dtype != torch.float32, training, training and kind == "learned"
-                )
+                choice = FormChoice(device, short, training, training and kind == "learned")
                 best = min(ms, key=lambda form: ms[form])
                 rows.append(dict(shape=name, **choice._asdict(), ms=ms, fastest=best))
-                print(f"{name:24} {dtype!s:15} training={training!s:5} {ms} -> {best}")
+                print(f"{name:24} {short} training={training!s:5} {ms} -> {best}")
     return rows
 
 

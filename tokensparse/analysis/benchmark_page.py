@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tokensparse.analysis.benchmark import SCHEMA
 from tokensparse.analysis.benchmark_plain import plain_tables
+from tokensparse.analysis.benchmark_targets import targets_table
 
 PAGE = "docs/benchmarks.md"
 INTRO = """# Benchmarks
@@ -83,8 +84,8 @@ def files(root: Path) -> dict[Path, Data]:
 
 def page(root: Path, found: Mapping[Path, Data]) -> str:
     """The whole page."""
-    parts = [INTRO]
     folder = (root / PAGE).parent
+    parts = [INTRO, targets_table(root / "docs/results")]
     for path, data in found.items():
         versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
         picture = path.with_suffix(".png").relative_to(folder).as_posix()

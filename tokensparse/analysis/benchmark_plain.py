@@ -24,15 +24,16 @@ def plain_tables(folder: Path) -> str:
         Markdown; files that are not there are left out.
     """
     parts = []
-    for name, made in (
+    for pattern, made in (
         ("benchmark_sparseswin.json", _sparseswin),
-        ("benchmark_stvit_r.json", _stvit_r),
+        ("benchmark_stvit_r*.json", _stvit_r),
         ("attention_forms.json", _forms),
     ):
-        if (folder / name).is_file():
-            data = json.loads((folder / name).read_text())
+        for path in sorted(folder.glob(pattern)):
+            data = json.loads(path.read_text())
             where = f"{data['device']}, {data['threads']} thread(s), torch {data['torch']}"
-            parts += [*made(data), "", f"{where}. File: [{name}](results/{name}).", ""]
+            file = f"[{path.name}](results/{path.name})"
+            parts += [*made(data), "", f"{where}. File: {file}.", ""]
     return "\n".join(parts)
 
 
@@ -109,7 +110,7 @@ def _forms(data: Data) -> Iterator[str]:
         (
             (
                 row["shape"],
-                "bf16" if row["half"] else "fp32",
+                row["dtype"],
                 "train" if row["training"] else "infer",
                 "learned" if row["learned_bias"] else "none",
                 f"{row['ms']['eager']:.2f}",

@@ -22,37 +22,39 @@ class FormChoice(NamedTuple):
 
     Attributes:
         device: torch device type.
-        half: bf16 or fp16 (autocast included).
+        dtype: of queries and keys, under autocast too: ``fp32`` (or more), ``bf16``, ``fp16``.
         training: gradients are recorded.
         learned_bias: a bias that needs a gradient is added to the logits.
     """
 
     device: str
-    half: bool
+    dtype: str
     training: bool
     learned_bias: bool
 
 
 #: Where eager is the fastest form that needs no compiler, as ``tools/measure_attention_forms.py``
 #: found (docs/results/attention_forms.json holds device and figures); what is not listed uses SDPA.
-#: CUDA rows are not measured: there, SDPA with a learned bias takes the slow path in training. Nor
-#: is fp16 on a CPU, which goes with bf16. ``forward`` never measures.
+#: CUDA rows are not measured: there, SDPA with a learned bias takes the slow path in training.
+#: ``forward`` never measures.
 FASTEST: dict[FormChoice, Form] = {
-    FormChoice("cpu", False, True, True): "eager",
-    FormChoice("cpu", True, False, False): "eager",
-    FormChoice("cpu", True, True, False): "eager",
-    FormChoice("cpu", True, True, True): "eager",
-    FormChoice("cuda", False, True, True): "eager",
-    FormChoice("cuda", True, True, True): "eager",
+    FormChoice("cpu", "fp32", True, True): "eager",
+    FormChoice("cpu", "bf16", False, False): "eager",
+    FormChoice("cpu", "bf16", True, False): "eager",
+    FormChoice("cpu", "bf16", True, True): "eager",
+    FormChoice("cuda", "fp32", True, True): "eager",
+    FormChoice("cuda", "bf16", True, True): "eager",
+    FormChoice("cuda", "fp16", True, True): "eager",
 }
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def choose_form(q: Tensor, bias: Tensor | None) -> Form:
     """The fastest measured form for these inputs."""
-    half = q.dtype in (torch.bfloat16, torch.float16)
     training = torch.is_grad_enabled() and q.requires_grad
     learned = training and bias is not None and bias.requires_grad
-    return FASTEST.get(FormChoice(q.device.type, half, training, learned), "sdpa")
+    choice = FormChoice(q.device.type, HALVES.get(q.dtype, "fp32"), training, learned)
+    return FASTEST.get(choice, "sdpa")
 
 
 def attend(
@@ -102,6 +104,7 @@ def check_form(form: str) -> None:
 def _eager(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    k = k.contiguous()  # else the product copies its transpose, against the grain
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
