@@ -73,7 +73,7 @@ JOBS = {
     ),
     "train": Job(
         (*TRAINED, "--mode", "train", "--baseline-attention", "eager", "--timm", "none"),
-        "--batch 4 --rounds 7 --warmup 1",
+        "--batch 4 --rounds 15 --warmup 1",
         "--batch 64 --dtype fp32 bf16",
     ),
     "stvit-r-swin-s_800x1280": Job(

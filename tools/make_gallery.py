@@ -135,8 +135,8 @@ CASES = [
         "Semantic tokens of a trained detector",
         "STViT-R-Swin under Cascade Mask R-CNN, trained on DigitScenes; a scene that it has not "
         "seen. 9 semantic tokens stand for each of four windows of stage 2, which reach over the "
-        "map. Layer 2 looks nearly alike at every patch and from every token (no lead is above "
-        "0.025), and differs at the digits alone: of the tokens shown, most look past their "
+        "map. Layer 2 looks nearly alike at every patch and from every token (see the scale of the "
+        "leads), and differs at the digits alone: of the tokens shown, most look past their "
         "strokes, two at them.",
         f"{QUICK}/stvit-r-swin_cascade-mask-rcnn_digit-scenes.py",
         ("scene.png",),

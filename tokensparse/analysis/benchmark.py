@@ -19,6 +19,7 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from tokensparse.analysis.benchmark_gpus import peak_rate
 from tokensparse.analysis.benchmark_models import BenchmarkError, Subject
@@ -175,7 +176,8 @@ def _measure(subjects: Sequence[Subject], settings: Settings, dtype: str, batch:
     calls: dict[str, Callable[[], Any]] = {}
     compile_seconds: dict[str, float | None] = {}
     for subject in subjects:
-        with _named(subject, settings, dtype, batch):
+        cold = inductor.patch(force_disable_caches=subject.compiled)  # no graph of a run before
+        with _named(subject, settings, dtype, batch), cold:
             calls[subject.name] = _call_of(subject, settings, dtype, images)
             start = time.perf_counter()
             calls[subject.name]()

@@ -104,30 +104,31 @@ class SetAttention(nn.Module):
         q, k, v = self._project(x, queries)
         bias = self.logit_bias(given)
         bias = None if bias is None else bias.to(q.dtype)
-        keep = None if given.keep is None else given.keep[:, None, None, None, :, 0]
+        keep = None if given.keep is None else given.keep[:, None, None, :, 0]
         full = "score" in given.needs and given.num_prefix == 0
         out, attn = attend(
             q, k, v, bias, form=self.attention, keep=keep, want_attn=given.want_attn or full
         )
         info = self._info(q, k, bias, attn, given)
-        return self.proj(out[:, 0].transpose(1, 2).flatten(2)), info
+        return self.proj(out.transpose(1, 2).flatten(2)), info
 
     def logit_bias(self, given: AttentionInputs) -> Tensor | None:
-        """(B, 1, 1, 1, N) or what broadcasts with it, added to the logits; None for nothing."""
-        return None if given.key_bias is None else given.key_bias[:, None, None, None]
+        """(B, 1, 1, N) or what broadcasts with it, added to the logits; None for nothing."""
+        return None if given.key_bias is None else given.key_bias[:, None, None]
 
     def _project(self, x: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, h, N or M, D) queries, (B, h, N, D) keys and values."""
         heads = (-1, self.num_heads, x.shape[-1] // self.num_heads)
         if queries is None:
-            qkv = self.qkv(x).view(*x.shape[:-1], 3, *heads[1:]).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unsqueeze(2).unbind(0)
+            qkv = self.qkv(x).view(*x.shape[:-1], 3, *heads[1:])
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return q, k, v
         weight, bias = self.qkv.weight, self.qkv.bias
         c = x.shape[-1]
         q = F.linear(queries, weight[:c], None if bias is None else bias[:c])
         kv = F.linear(x, weight[c:], None if bias is None else bias[c:])
-        q = q.unflatten(-1, heads[1:]).transpose(1, 2).unsqueeze(1)
-        k, v = kv.unflatten(-1, (2, *heads[1:])).permute(2, 0, 3, 1, 4).unsqueeze(2).unbind(0)
+        q = q.unflatten(-1, heads[1:]).transpose(1, 2)
+        k, v = kv.unflatten(-1, (2, *heads[1:])).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
     def _info(
@@ -139,20 +140,20 @@ class SetAttention(nn.Module):
         given: AttentionInputs,
     ) -> AttentionInfo:
         p, needs = given.num_prefix, given.needs
-        key = k[:, 0, :, p:].mean(1) if "key" in needs else None
+        key = k[:, :, p:].mean(1) if "key" in needs else None
         cls_attn = score = None
         if p and needs & {"cls_attn", "score"}:
-            row = self._class_row(q, k, bias) if attn is None else attn[:, :, :, :1]
-            cls_attn = row[:, 0, :, 0, p:].mean(1)
+            row = self._class_row(q, k, bias) if attn is None else attn[:, :, :1]
+            cls_attn = row[:, :, 0, p:].mean(1)
             score = cls_attn
         elif "score" in needs and attn is not None:
-            score = received(attn, given.key_bias)[:, 0]
-        wanted = attn[:, 0] if attn is not None and given.want_attn else None
+            score = received(attn.unsqueeze(1), given.key_bias)[:, 0]
+        wanted = attn if given.want_attn else None
         return AttentionInfo(key, cls_attn, score, wanted)
 
     @staticmethod
     def _class_row(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, 1, h, 1, N): the class token's attention, beside a fused kernel that returns none."""
+        """(B, h, 1, N): the class token's attention, beside a fused kernel that returns none."""
         logits = (q[..., :1, :] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if bias is not None:
             logits = logits + bias

@@ -39,7 +39,7 @@ class GridAttention(SetAttention):
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(offsets, std=0.02))
 
     def logit_bias(self, given: AttentionInputs) -> Tensor | None:
-        """(B or 1, 1, h, H W, H W), added to the logits.
+        """(B or 1, h, H W, H W), added to the logits.
 
         Raises:
             ValueError: the tokens tile no grid.
@@ -49,7 +49,7 @@ class GridAttention(SetAttention):
         height, width = given.grid
         table = resize_offsets(self.relative_position_bias_table, self.grid, given.grid)
         index = offset_index(height, width, table.device)
-        bias = F.embedding(index, table).permute(2, 0, 1)[None, None]
+        bias = F.embedding(index, table).permute(2, 0, 1)[None]
         hidden = super().logit_bias(given)
         return bias if hidden is None else bias + hidden
 

@@ -1,6 +1,6 @@
 """One attention function in three forms, tested equal: eager, fused (SDPA), compiled.
 
-Shapes: B batch, W windows (1 for attention over a set), h heads, n queries, m keys, D head dim.
+Shapes: B batch, W windows, h heads, n queries, m keys, D head dim. Attention over a set has no W.
 """
 
 from functools import cache
@@ -70,18 +70,18 @@ def attend(
     """Softmax attention, scaled by D^-0.5.
 
     Args:
-        q: (B, W, h, n, D).
-        k: (B, W, h, m, D).
-        v: (B, W, h, m, D).
-        bias: added to the scaled logits; broadcasts to (B, W, h, n, m), never expanded over the
-            batch.
+        q: (B, W, h, n, D), or (B, h, n, D).
+        k: (B, W, h, m, D), or (B, h, m, D).
+        v: (B, W, h, m, D), or (B, h, m, D).
+        bias: added to the scaled logits; broadcasts to (B, W, h, n, m), or (B, h, n, m), never
+            expanded over the batch.
         form: which implementation; ``auto`` asks the table of measurements.
-        keep: (B, W, 1, 1, m) in 0..1, multiplies the softmax numerator (soft pruning, DynamicViT
-            arXiv:2106.02034, Sec. 3.3); a token always sees itself.
+        keep: (B, W, 1, 1, m), or (B, 1, 1, m), in 0..1, multiplies the softmax numerator (soft
+            pruning, DynamicViT arXiv:2106.02034, Sec. 3.3); a token always sees itself.
         want_attn: also return the attention; takes the eager form.
 
     Returns:
-        (B, W, h, n, D), and the attention (B, W, h, n, m) or None.
+        What ``q`` looks like, and the attention (B, W, h, n, m), or (B, h, n, m), or None.
     """
     if keep is not None or want_attn:
         return _eager(q, k, v, bias, keep)
@@ -144,16 +144,17 @@ def kept_softmax(logits: Tensor, keep: Tensor, eps: float = 1e-6) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Fold windows so that the bias is one broadcast tensor, whatever the batch."""
-    batch, windows = q.shape[:2]
     if bias is not None:
         bias = bias.to(q.dtype)
-        if bias.shape[0] > 1 or bias.shape[1] > 1:
-            return _sdpa_folded(q, k, v, bias)
-        bias = bias[0]
+    if q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if bias is not None and (bias.shape[0] > 1 or bias.shape[1] > 1):
+        return _sdpa_folded(q, k, v, bias)
+    mask = None if bias is None else bias[0]
     out = F.scaled_dot_product_attention(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask
     )
-    return out.view(batch, windows, *out.shape[1:])
+    return out.view(*q.shape[:2], *out.shape[1:])
 
 
 def _sdpa_folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

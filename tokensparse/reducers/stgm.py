@@ -4,10 +4,21 @@ Shapes: B batch, X image tokens on a grid H x W, R x S windows of w x w tokens (
 whole map, without ``window``), s x s semantic tokens a window, M = R S s^2 semantic tokens, C
 channels, h heads, D head dim.
 
-Three specifications differ, see ``stgm_specs``; ``spec`` chooses.
+Three specifications differ, chosen by ``spec``:
+
+====================  ==================  ==================  ========================
+what                  paper               released-cls        released-det
+====================  ==================  ==================  ========================
+initial centres P     mask and offset     max pooling         max pooling
+layer 1, keys         [P; 10 x 10 of X]   [P; 10 x 10 of X]   14 x 14 of X, over border
+layer 1, residual     P                   none (shortcut: P)  P
+layer 2, keys         [S; X], all         [S; X], all         21 x 21 of X, over border
+learned centres G     yes                 option              no
+LayerScale            no                  1e-5                1e-5
+====================  ==================  ==================  ========================
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +44,28 @@ from tokensparse.ops.cross_windows import (
 )
 from tokensparse.ops.resize import resize_positions
 from tokensparse.ops.windows import cut_windows, grid_centres, row_major, tiled
-from tokensparse.reducers.stgm_specs import SPECS, Spec
 from tokensparse.registry import REDUCERS
 from tokensparse.tokens import HardMap, Hints, TokenMap, Tokens
+
+Spec = Literal["paper", "released-cls", "released-det"]
+
+
+class Choices(NamedTuple):
+    """What a specification fixes, unless said otherwise; see the table above."""
+
+    init: Literal["mask_offset", "max_pool"]
+    centres: bool
+    shortcut: bool
+    layer_scale: float | None
+    side1: int
+    side2: int | None
+
+
+SPECS: dict[str, Choices] = {
+    "paper": Choices("mask_offset", True, True, None, 10, None),
+    "released-cls": Choices("max_pool", False, False, 1e-5, 10, None),
+    "released-det": Choices("max_pool", False, True, 1e-5, 14, 21),
+}
 
 
 @REDUCERS.register_module()
@@ -287,12 +317,6 @@ class STGM(Reducer):
             return grid
         return tuple(-(-side // self.window) * self.window for side in grid)  # type: ignore
 
-    def _border(self, grid: tuple[int, int]) -> bool:
-        """Whether places outside the map are seen."""
-        if self.window is None:
-            return False
-        return border_seen(self.padding, grid, self.window, self._key_map(grid))
-
     def _windowed(
         self, layer: CrossBlock, s: Tensor, t: Tokens, windows: tuple[int, int]
     ) -> Tensor:
@@ -367,7 +391,9 @@ class STGM(Reducer):
             else:
                 further = 0 if self.over_border else self.tile**2
                 where = self._key_windows(grid, windows, min(index, 1))
-                pairs = attended_pairs(where, self._key_map(grid), self._border(grid), further)
+                keys_at = self._key_map(grid)
+                border = border_seen(self.padding, grid, self.window, keys_at)
+                pairs = attended_pairs(where, keys_at, border, further)
                 total += block.projection_macs(m, n + (m if further else 0) + 1)
                 total += 2 * self.tile**2 * pairs * c
         return total
