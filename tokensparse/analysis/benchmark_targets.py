@@ -98,6 +98,17 @@ Worst and best of all figures in the files; what misses the bound is listed in f
 by several percent (see the ranges in the tables), so a ratio within a percent of 1 says that two
 models are equally fast.
 """
+WHERE = """
+**Where the time goes.** Nearly all of it is matrix products (`addmm` under "ms by operation"). At
+batch 1 a few tokens meet whole weight matrices, which are read from memory however few they are: so
+`addmm` falls by less than its multiply-accumulates, and efficiency is lowest there. The next part is
+the step itself (column "plan").
+
+**What was tried, and stayed:** windows are cut before the projection where nothing is padded (fewer
+channels move); the form of attention is chosen from measurements, by precision; keys are laid out
+before the product; what happens at a block is looked up once. **What did not pay on a CPU:**
+gathering windows of keys token by token (key windows of one strip ask one block instead).
+"""
 ALL = ("fp32", "bf16", "fp16")
 TARGETS = (
     Target(
@@ -230,4 +241,4 @@ def targets_table(folder: Path) -> str:
         count = f"{len(missed)} of {len(found)}: {said}" if missed else f"none of {len(found)}"
         worst, best = (f"{one.value:.3f}" for one in (found[0], found[-1]))
         lines.append("| " + " | ".join([*cells, worst, best, count]) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, WHERE])
