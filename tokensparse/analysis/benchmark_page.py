@@ -314,14 +314,15 @@ def label(axes: Any, places: Sequence[tuple[float, float, str]]) -> None:
     """
     xs, ys = ([place[axis] for place in places] for axis in (0, 1))
     middle, wide, high = (min(xs) + max(xs)) / 2, max(xs) - min(xs), max(ys) - min(ys)
-    for x, y, text in places:
+    for index, (x, y, text) in enumerate(places):
         side = ("left", 9) if x <= middle else ("right", -9)
         crowded = any(
             (a <= middle) == (x <= middle)
             and abs(a - x) <= 0.4 * wide
-            and 0 <= (b - y) <= 0.09 * high
-            for a, b, other in places
-            if other != text
+            and b - y <= 0.09 * high
+            and (b, index) > (y, other)
+            for other, (a, b, _) in enumerate(places)
+            if other != index
         )
         axes.annotate(
             text,

@@ -100,9 +100,9 @@ models are equally fast.
 """
 WHERE = """
 **Where the time goes.** Nearly all of it is matrix products (`addmm` under "ms by operation"). At
-batch 1 a few tokens meet whole weight matrices, which are read from memory however few they are: so
-`addmm` falls by less than its multiply-accumulates, and efficiency is lowest there. The next part is
-the step itself (column "plan").
+batch 1 a few tokens meet whole weight matrices, which are read from memory however few they are:
+so `addmm` falls by less than its multiply-accumulates, and efficiency is lowest there. The next
+part is the step itself (column "plan").
 
 **What was tried, and stayed:** windows are cut before the projection where nothing is padded (fewer
 channels move); the form of attention is chosen from measurements, by precision; keys are laid out
