@@ -14,15 +14,15 @@ from small import SWIN, VIT, image, small_swin, small_vit, tool_of
 from torch import Tensor, nn
 
 from tokensparse.analysis import count
-from tokensparse.analysis.benchmark import (
+from tokensparse.analysis.benchmark.gpus import PEAK, peak_rate
+from tokensparse.analysis.benchmark.measure import (
     Settings,
     benchmark,
     compare_rows,
     random_images,
     write_json,
 )
-from tokensparse.analysis.benchmark_gpus import PEAK, peak_rate
-from tokensparse.analysis.benchmark_models import (
+from tokensparse.analysis.benchmark.models import (
     BenchmarkError,
     Called,
     Subject,
@@ -30,7 +30,7 @@ from tokensparse.analysis.benchmark_models import (
     line_up,
     timm_twin,
 )
-from tokensparse.analysis.benchmark_shares import operations, step_shares
+from tokensparse.analysis.benchmark.shares import operations, step_shares
 from tokensparse.analysis.executed import executed
 from tokensparse.registry import MODELS
 

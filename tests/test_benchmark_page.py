@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tokensparse.analysis.benchmark import SCHEMA
-from tokensparse.analysis.benchmark_page import (
+from tokensparse.analysis.benchmark.measure import SCHEMA
+from tokensparse.analysis.benchmark.page import (
     PAGE,
     digest,
     digest_in,
@@ -16,7 +16,7 @@ from tokensparse.analysis.benchmark_page import (
     points,
     renew,
 )
-from tokensparse.analysis.benchmark_targets import targets_table
+from tokensparse.analysis.benchmark.targets import targets_table
 
 METAFILE = """
 models:

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tokensparse  # noqa: F401  registers everything
-from tokensparse.analysis.benchmark import Settings, benchmark, write_json
-from tokensparse.analysis.benchmark_models import BenchmarkError, line_up
+from tokensparse.analysis.benchmark import BenchmarkError, Settings, benchmark, line_up, write_json
 from tokensparse.config_check import check_config, read_config
 
 

@@ -165,7 +165,7 @@ def main() -> None:
             stale.append(str(readme.relative_to(ROOT)))
         elif not args.check:
             readme.write_text(text)
-    from tokensparse.analysis.benchmark_page import renew
+    from tokensparse.analysis.benchmark.page import renew
 
     stale += renew(ROOT, args.check)
     if stale:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokensparse.analysis.benchmark import SCHEMA
-from tokensparse.analysis.benchmark_plain import plain_tables
-from tokensparse.analysis.benchmark_targets import targets_table
+from tokensparse.analysis.benchmark.measure import SCHEMA
+from tokensparse.analysis.benchmark.plain import plain_tables
+from tokensparse.analysis.benchmark.targets import targets_table
 
 PAGE = "docs/benchmarks.md"
 INTRO = """# Benchmarks

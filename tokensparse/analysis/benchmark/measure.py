@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
-from tokensparse.analysis.benchmark_gpus import peak_rate
-from tokensparse.analysis.benchmark_models import BenchmarkError, Subject
-from tokensparse.analysis.benchmark_shares import operations, step_shares
+from tokensparse.analysis.benchmark.gpus import peak_rate
+from tokensparse.analysis.benchmark.models import BenchmarkError, Subject
+from tokensparse.analysis.benchmark.shares import operations, step_shares
 from tokensparse.analysis.timer import Samples, device_name, peak_bytes, sample
 
 #: First field of a file, so that other tools know it.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokensparse.analysis.benchmark import SCHEMA
+from tokensparse.analysis.benchmark.measure import SCHEMA
 
 Data = Mapping[str, Any]
 
