@@ -105,15 +105,30 @@ def test_same_seed_same_weights_and_resume_goes_on(
     assert same(first, train("e", "resume=True"))  # as mmengine's own switch
 
 
+#: Trains, then tells which threads are left; gloo's would end the program by SIGABRT now and then.
+AND_THREADS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tools!r})
+import train
+train.main()
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print("threads left:", [name for name in names if "gloo" in name])
+"""
+
+
 def test_two_processes_train_together(narrow_config: str, tmp_path: Path) -> None:
+    script = tmp_path / "train_and_look.py"
+    script.write_text(AND_THREADS.format(tools=str(ROOT / "tools")))
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    args = [str(ROOT / "tools/train.py"), narrow_config, "--launcher", "pytorch"]
+    args = [str(script), narrow_config, "--launcher", "pytorch"]
     args += ["--work-dir", str(tmp_path / "work"), "--cfg-options", *NARROW]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(run + args, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best top1") == 1
+    assert done.stdout.count("threads left: []") == 2, done.stdout[-500:]
     assert list((tmp_path / "work").glob("best_*.pth"))
 
 

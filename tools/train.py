@@ -56,19 +56,24 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def train(args: argparse.Namespace) -> None:
+    """Check, build, run; nothing of the run is left behind."""
+    cfg = load_config(args)
+    if args.resume is None and cfg.get("resume"):
+        args.resume = cfg.get("load_from") or "auto"
+    cfg.resume = args.resume is not None
+    if args.resume not in (None, "auto"):
+        cfg.load_from = args.resume
+    runner = Runner.from_cfg(cfg)
+    runner.resume_newest = args.resume == "auto"
+    runner.train()
+
+
 def main() -> None:
     """Train."""
     args = parse_args()
     with one_clear_message(), allow_globals(*args.allow_globals):
-        cfg = load_config(args)
-        if args.resume is None and cfg.get("resume"):
-            args.resume = cfg.get("load_from") or "auto"
-        cfg.resume = args.resume is not None
-        if args.resume not in (None, "auto"):
-            cfg.load_from = args.resume
-        runner = Runner.from_cfg(cfg)
-        runner.resume_newest = args.resume == "auto"
-        runner.train()
+        train(args)
         part()
 
 

@@ -1,5 +1,6 @@
 """Several processes: how they meet, again after a restart, and how they part."""
 
+import gc
 import os
 from datetime import timedelta
 from typing import Any
@@ -53,7 +54,13 @@ def meeting(env_cfg: dict[str, Any], launcher: str) -> dict[str, Any]:
 
 
 def part() -> None:
-    """Wait for the other processes of a run, then leave them; alone it does nothing."""
+    """Wait for the other processes of a run, then leave them; alone it does nothing.
+
+    Call it when nothing holds the runner any more: threads of gloo live as long as a model that
+    they serve, and one that outlives the interpreter ends the program by SIGABRT now and then.
+    """
     if is_distributed():
+        gc.collect()
         distributed.barrier()
         distributed.destroy_process_group()
+        gc.collect()
