@@ -270,7 +270,7 @@ class WindowAttention(nn.Module):
         else:
             qkv = partition_heads(F.linear(x, self.qkv.weight), layout, self.num_heads)
             bias = self.qkv.bias.to(qkv.dtype).view(3, 1, 1, self.num_heads, 1, -1)
-            qkv = qkv + bias
+            qkv.add_(bias)  # a copy of its own, three times the map: not once more
         return list(qkv.unbind(0))
 
     def logit_bias(self, mask: Tensor | None, layout: WindowLayout) -> Tensor | None:
